@@ -1,0 +1,354 @@
+"""Recipes: everything that decides what a training run does, as plain data.
+
+A recipe is five frozen dataclasses (model, data, loss, optimization, evaluation) and a few words. Nothing is looked
+up elsewhere and nothing is changed on the way: what you read here is what runs. Vary one with
+`dataclasses.replace`, or shorter with `recipe.vary(optimization=dict(max_iterations=1000))`.
+
+Published figures stand beside the recipes as data: they are the authors' numbers, not ours.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+
+TASKS = ("semantic", "panoptic", "instance")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture (paper sections 3.2 and 4.1). Defaults are the paper's, with a Swin-T backbone."""
+
+    num_classes: int  # K, without "no object"
+    backbone: str = "swin_tiny_patch4_window7_224"  # any timm name with a feature pyramid at strides 4, 8, 16, 32
+    backbone_options: dict = field(default_factory=dict)  # goes to timm.create_model
+    backbone_weights: bool | str | None = None  # True: timm's pretrained weights; a path; None: random
+    hidden_dim: int = 256  # width of both decoders
+    mask_dim: int = 256  # C of the mask features and mask embeddings
+    num_queries: int = 100
+    num_heads: int = 8
+    num_sampling_points: int = 4  # per head and level, in deformable attention
+    num_encoder_layers: int = 6  # deformable attention layers in the pixel decoder
+    encoder_feedforward_dim: int = 1024
+    num_decoder_layers: int = 9  # nine layers make ten predictions: the learned queries predict first
+    decoder_feedforward_dim: int = 2048
+    drop_path_rate: float = 0.3  # stochastic depth, for backbones that have it
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_classes", "hidden_dim", "mask_dim", "num_queries", "num_heads", "num_sampling_points",
+            "num_encoder_layers", "encoder_feedforward_dim", "num_decoder_layers", "decoder_feedforward_dim",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, f"ModelConfig.{name} must be a positive integer, got {value!r}.")
+        _require(
+            self.hidden_dim % self.num_heads == 0,
+            f"ModelConfig.hidden_dim = {self.hidden_dim} must be divisible by num_heads = {self.num_heads}.",
+        )
+        _require(
+            self.hidden_dim % 32 == 0,
+            f"ModelConfig.hidden_dim = {self.hidden_dim} must be divisible by 32, the groups of the pixel decoder's "
+            "group normalisation.",
+        )
+        _require(
+            0 <= self.drop_path_rate < 1, f"ModelConfig.drop_path_rate must be in [0, 1), got {self.drop_path_rate}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data set and the training transforms (paper section 4.1 and appendix)."""
+
+    dataset: str  # "ade20k", "cityscapes", or "folder" (ADE20K's layout with a classes.txt)
+    crop_size: tuple[int, int]  # height, width in pixels
+    shortest_edges: tuple[int, ...]  # resize so that the shortest edge is a random one of these, in pixels
+    longest_edge: int  # but the longest at most this, in pixels
+    single_category_max_area: float = 1.0  # redraw a crop of which one class covers more than this share
+    color_jitter: bool = True  # SSD's brightness, contrast, saturation and hue
+    flip: bool = True
+    num_workers: int = 4
+
+    def __post_init__(self) -> None:
+        known = ("ade20k", "cityscapes", "folder")
+        _require(self.dataset in known, f"DataConfig.dataset must be one of {known}, got {self.dataset!r}.")
+        _require(min(self.crop_size) > 0, f"DataConfig.crop_size must be positive, got {self.crop_size}.")
+        _require(
+            bool(self.shortest_edges) and min(self.shortest_edges) > 0,
+            f"DataConfig.shortest_edges must name at least one positive size, got {self.shortest_edges}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Matching costs and losses share their weights (paper section 3.4, PointRend's point sampling)."""
+
+    num_points: int = 12544  # 112 × 112
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object_weight: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """AdamW with a polynomial schedule (paper section 4.1)."""
+
+    max_iterations: int
+    batch_size: int = 16  # images per optimiser step, over all processes
+    accumulation_steps: int = 1  # the batch is taken in this many parts, one after the other
+    learning_rate: float = 1e-4
+    backbone_multiplier: float = 0.1  # learning rate of the backbone, relative
+    weight_decay: float = 0.05  # none on norms, embeddings and relative position biases
+    poly_power: float = 0.9
+    warmup_iterations: int = 0  # linear, from zero
+    clip_norm: float = 0.01  # over the whole model
+    precision: str = "auto"  # "float32", "bfloat16", "float16"; auto: bfloat16 on GPUs that have it, else float32
+    evaluate_every: int = 5000  # iterations; the last one is always evaluated
+    checkpoint_every: int = 1000
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        _require(
+            self.max_iterations > 0, f"OptimizationConfig.max_iterations must be positive, got {self.max_iterations}."
+        )
+        _require(
+            self.batch_size > 0 and self.accumulation_steps > 0 and self.batch_size % self.accumulation_steps == 0,
+            f"OptimizationConfig.batch_size = {self.batch_size} must be a multiple of accumulation_steps = "
+            f"{self.accumulation_steps}.",
+        )
+        known = ("auto", "float32", "bfloat16", "float16")
+        _require(self.precision in known, f"OptimizationConfig.precision must be one of {known}, got {self.precision!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How images go through the model when they are measured. Results are compared at the image's own size."""
+
+    shortest_edge: int | None = None  # pixels; None: the image's own size
+    longest_edge: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run. `published` holds the authors' figures in percent, `notes` where they come from."""
+
+    name: str
+    task: str
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimization: OptimizationConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    published: dict[str, float] = field(default_factory=dict)
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        _require(self.task in TASKS, f"Recipe.task must be one of {TASKS}, got {self.task!r}.")
+
+    def vary(self, **changes) -> Recipe:
+        """A copy with some fields changed; a dict changes fields of a part.
+
+            recipe.vary(seed=1, optimization=dict(max_iterations=100, batch_size=4))
+        """
+        parts = {
+            name: replace(getattr(self, name), **value) if is_dataclass(getattr(self, name)) and isinstance(value, dict) else value
+            for name, value in changes.items()
+        }  # fmt: skip
+        return replace(self, **parts)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        return _from_dict(cls, json.loads(Path(path).read_text()))
+
+
+def _from_dict(kind: type, values: dict):
+    """Rebuild a dataclass from JSON: nested dataclasses from dicts, tuples from lists."""
+    hints = typing.get_type_hints(kind)
+    unknown = set(values) - {f.name for f in fields(kind)}
+    _require(not unknown, f"{kind.__name__} has no field {sorted(unknown)}; was this file written by another version?")
+    built = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            value = _from_dict(hints[name], value)
+        elif typing.get_origin(hints[name]) is tuple:
+            value = tuple(value)
+        built[name] = value
+    return kind(**built)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Backbones. `timm` tag, published mIoU on ADE20K and Cityscapes val (single scale, official Mask2Former, tables 4 and 8).
+# Pretraining: tiny and small on ImageNet-1k at 224; base and large on ImageNet-22k at 384 with window 12. SSSegmentation
+# starts from the same Swin weights.
+
+_SWIN = {
+    "tiny": "swin_tiny_patch4_window7_224.ms_in1k",
+    "small": "swin_small_patch4_window7_224.ms_in1k",
+    "base": "swin_base_patch4_window12_384.ms_in22k",
+    "large": "swin_large_patch4_window12_384.ms_in22k",
+}
+_RESNET = {"resnet50": "resnet50.tv_in1k", "resnet101": "resnet101.tv_in1k"}
+_BACKBONES = _SWIN | _RESNET
+
+
+def _scales(reference: int) -> tuple[int, ...]:
+    """Shortest edges from 0.5 to 2.0 times the reference, in steps of a tenth."""
+    return tuple(int(reference * tenth * 0.1) for tenth in range(5, 21))
+
+
+def _ade20k(size: str, task: str, crop: int, published: dict[str, float]) -> Recipe:
+    """ADE20K, 150 classes.
+
+    Official: 160 000 iterations of 16 images; crop 512 (tiny, small, ResNets) or 640 (base, large); 100 queries.
+    SSSegmentation: 130 epochs of 16 images (164 190 iterations), same crops and queries.
+    """
+    return Recipe(
+        name=f"ade20k_{task}_{'swin_' if size in _SWIN else ''}{size}",
+        task=_only_semantic(task),
+        model=ModelConfig(num_classes=150, backbone=_BACKBONES[size], backbone_weights=True),
+        data=DataConfig(
+            dataset="ade20k", crop_size=(crop, crop), shortest_edges=_scales(crop), longest_edge=4 * crop
+        ),
+        optimization=OptimizationConfig(max_iterations=160_000),
+        evaluation=EvaluationConfig(shortest_edge=crop, longest_edge=4 * crop),
+        published=published,
+        notes="Schedule, crop and queries of the official Mask2Former; SSSegmentation trains for 130 epochs instead.",
+    )
+
+
+def _cityscapes(size: str, task: str, published: dict[str, float]) -> Recipe:
+    """Cityscapes, 19 classes.
+
+    Official: 90 000 iterations of 16 images, crop 512 × 1024, 100 queries.
+    SSSegmentation: 500 epochs of 16 images (93 000 iterations), same crop and queries.
+    """
+    return Recipe(
+        name=f"cityscapes_{task}_{'swin_' if size in _SWIN else ''}{size}",
+        task=_only_semantic(task),
+        model=ModelConfig(num_classes=19, backbone=_BACKBONES[size], backbone_weights=True),
+        data=DataConfig(
+            dataset="cityscapes", crop_size=(512, 1024), shortest_edges=_scales(1024), longest_edge=4096
+        ),
+        optimization=OptimizationConfig(max_iterations=90_000),
+        evaluation=EvaluationConfig(shortest_edge=1024, longest_edge=2048),
+        published=published,
+        notes="Schedule, crop and queries of the official Mask2Former; SSSegmentation trains for 500 epochs instead.",
+    )
+
+
+def _only_semantic(task: str) -> str:
+    _require(task in TASKS, f"Recipe.task must be one of {TASKS}, got {task!r}.")
+    _require(
+        task == "semantic",
+        f"There is no recipe for task={task!r} yet: the readers give semantic targets only. The model, the losses and "
+        'predict(task="panoptic" | "instance") are ready for weights trained elsewhere; see load_weights.',
+    )
+    return task
+
+
+def ade20k_swin_tiny(task: str = "semantic") -> Recipe:
+    return _ade20k("tiny", task, crop=512, published={"mIoU": 47.7})
+
+
+def ade20k_swin_small(task: str = "semantic") -> Recipe:
+    return _ade20k("small", task, crop=512, published={"mIoU": 51.3})
+
+
+def ade20k_swin_base(task: str = "semantic") -> Recipe:
+    return _ade20k("base", task, crop=640, published={"mIoU": 53.9, "mIoU SSSegmentation": 54.04})
+
+
+def ade20k_swin_large(task: str = "semantic") -> Recipe:
+    return _ade20k("large", task, crop=640, published={"mIoU": 56.1})
+
+
+def ade20k_resnet50(task: str = "semantic") -> Recipe:
+    return _ade20k("resnet50", task, crop=512, published={"mIoU": 47.2})
+
+
+def ade20k_resnet101(task: str = "semantic") -> Recipe:
+    return _ade20k("resnet101", task, crop=512, published={"mIoU": 47.8})
+
+
+def cityscapes_swin_tiny(task: str = "semantic") -> Recipe:
+    return _cityscapes("tiny", task, published={"mIoU": 82.1})
+
+
+def cityscapes_swin_small(task: str = "semantic") -> Recipe:
+    return _cityscapes("small", task, published={"mIoU": 82.6})
+
+
+def cityscapes_swin_base(task: str = "semantic") -> Recipe:
+    return _cityscapes("base", task, published={"mIoU": 83.3})
+
+
+def cityscapes_swin_large(task: str = "semantic") -> Recipe:
+    return _cityscapes("large", task, published={"mIoU": 83.3})
+
+
+def cityscapes_resnet50(task: str = "semantic") -> Recipe:
+    return _cityscapes("resnet50", task, published={"mIoU": 79.4})
+
+
+def cityscapes_resnet101(task: str = "semantic") -> Recipe:
+    return _cityscapes("resnet101", task, published={"mIoU": 80.1})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Small recipes for CPUs. Nothing is pretrained here, so the backbone learns at the full rate.
+
+
+def debug_tiny(num_classes: int = 19, dataset: str = "cityscapes") -> Recipe:
+    """A model of half a million parameters that learns the drawn scenes on a CPU in a minute or two."""
+    return Recipe(
+        name=f"debug_tiny_{dataset}",
+        task="semantic",
+        model=ModelConfig(
+            num_classes=num_classes, backbone="test_resnet", hidden_dim=64, mask_dim=64, num_queries=24, num_heads=4,
+            num_encoder_layers=1, encoder_feedforward_dim=128, num_decoder_layers=3, decoder_feedforward_dim=128,
+            drop_path_rate=0.0,
+        ),
+        data=DataConfig(
+            dataset=dataset, crop_size=(96, 128), shortest_edges=(80, 96, 112, 128), longest_edge=320, num_workers=0
+        ),
+        loss=LossConfig(num_points=1024),
+        optimization=OptimizationConfig(
+            max_iterations=300, batch_size=4, learning_rate=1e-3, backbone_multiplier=1.0, warmup_iterations=20,
+            clip_norm=1.0, precision="float32", evaluate_every=100, checkpoint_every=100, log_every=5,
+        ),
+    )  # fmt: skip
+
+
+def camvid_small() -> Recipe:
+    """Photographs of streets, 360 × 480, 11 classes (CamVid in ADE20K's layout), from nothing, on a CPU."""
+    return Recipe(
+        name="camvid_small",
+        task="semantic",
+        model=ModelConfig(
+            num_classes=11, backbone="resnet18d", hidden_dim=128, mask_dim=128, num_queries=40,
+            num_encoder_layers=2, encoder_feedforward_dim=256, num_decoder_layers=3, decoder_feedforward_dim=512,
+            drop_path_rate=0.0,
+        ),
+        data=DataConfig(
+            dataset="folder", crop_size=(192, 256), shortest_edges=tuple(range(180, 400, 20)), longest_edge=800,
+            num_workers=0,
+        ),
+        loss=LossConfig(num_points=3136),
+        optimization=OptimizationConfig(
+            max_iterations=2000, batch_size=8, learning_rate=5e-4, backbone_multiplier=1.0, warmup_iterations=50,
+            clip_norm=1.0, precision="float32", evaluate_every=250, checkpoint_every=250, log_every=10,
+        ),
+    )  # fmt: skip

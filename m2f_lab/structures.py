@@ -1,0 +1,288 @@
+"""What flows between the parts: targets in, factored masks and predictions out.
+
+B batch, Q queries, K classes, C mask feature channels, L predictions, T targets, P points, H/W height/width.
+
+A predicted mask is a dot product, `mask[q, y, x] = embedding[q] · features[:, y, x]`. Resizing and point
+sampling are linear in the pixels, so both commute with that product. `MaskLogits` therefore keeps the two
+factors apart and multiplies only what is asked for: a coarser grid, a few points, a few queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = 255
+"""The label of pixels that belong to no class: they are neither learned nor evaluated."""
+
+
+def sample_points(maps: Tensor, points: Tensor) -> Tensor:
+    """Read maps at continuous positions.
+
+    Args:
+        maps: any number of channels per image. [B, C, H, W]
+        points: (x, y) in [0, 1]; (0, 0) is the top-left corner of the image, not the centre of its first
+            pixel. [B, P, 2]
+
+    Returns:
+        Bilinear samples, zero outside the image. [B, C, P]
+
+    Source: PointRend (Kirillov et al. 2020), section 3.2.
+    """
+    grid = 2 * points.to(maps.dtype).unsqueeze(2) - 1  # (B, P, 1, 2)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps bilinearly with half-pixel centres, without antialiasing. [B, C, H, W] → [B, C, *size]"""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True)
+class MaskLogits:
+    """The mask logits of Q queries, kept as two factors.
+
+    Attributes:
+        embeddings: one mask embedding per query. [B, Q, C]
+        features: the per-pixel mask features, usually at stride 4. [B, C, H, W]
+    """
+
+    embeddings: Tensor
+    features: Tensor
+
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim != 3 or self.features.ndim != 4:
+            raise ValueError(
+                f"MaskLogits needs embeddings [B, Q, C] and features [B, C, H, W], got {tuple(self.embeddings.shape)} "
+                f"and {tuple(self.features.shape)}."
+            )
+        batch, _, channels = self.embeddings.shape
+        if self.features.shape[:2] != (batch, channels):
+            raise ValueError(
+                f"MaskLogits: embeddings {tuple(self.embeddings.shape)} and features {tuple(self.features.shape)} "
+                "differ in batch size or channels."
+            )
+
+    @property
+    def num_queries(self) -> int:
+        return self.embeddings.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the mask features."""
+        return self.features.shape[2], self.features.shape[3]
+
+    def dense(self) -> Tensor:
+        """Multiply everything out. [B, Q, H, W]"""
+        return torch.einsum("bqc,bchw->bqhw", self.embeddings, self.features)
+
+    def resize_features(self, size: tuple[int, int]) -> MaskLogits:
+        """The same masks over features of another size; still factored."""
+        return replace(self, features=resize(self.features, size))
+
+    def resized(self, size: tuple[int, int]) -> Tensor:
+        """Mask logits at `size`, equal to resizing `dense()` bilinearly. [B, Q, *size]"""
+        return self.resize_features(size).dense()
+
+    def at(self, points: Tensor) -> Tensor:
+        """Mask logits at points that all queries of an image share.
+
+        Args:
+            points: (x, y) in [0, 1] of the area the features cover. [B, P, 2]
+
+        Returns:
+            Logits. [B, Q, P]
+        """
+        return self.embeddings @ sample_points(self.features, points)
+
+    def select(self, batch: Tensor, query: Tensor) -> Tensor:
+        """Multiply out chosen queries only.
+
+        Args:
+            batch: image index of each chosen query, non-decreasing. [M]
+            query: query index of each. [M]
+
+        Returns:
+            Logits. [M, H, W]
+        """
+        chosen = self.embeddings[batch, query]  # (M, C)
+        counts = torch.bincount(batch, minlength=self.embeddings.shape[0]).tolist()
+        parts = chosen.split(counts)
+        return torch.cat([torch.einsum("mc,chw->mhw", e, f) for e, f in zip(parts, self.features, strict=True)])
+
+    def float(self) -> MaskLogits:
+        return MaskLogits(self.embeddings.float(), self.features.float())
+
+    def detach(self) -> MaskLogits:
+        return MaskLogits(self.embeddings.detach(), self.features.detach())
+
+
+@dataclass(frozen=True)
+class Target:
+    """The ground truth of one image: T segments, each with a class and a mask.
+
+    Masks are given either as booleans [T, H, W], which may overlap, or as one map of segment numbers [H, W],
+    which is a hundred times smaller and is all that semantic and panoptic training needs.
+
+    Attributes:
+        labels: class of each segment, 0…K-1. [T]
+        masks: boolean masks. [T, H, W], or None where `id_map` is given
+        id_map: 0…T-1 per pixel, or 255 where no segment is. [H, W], or None where `masks` is given
+    """
+
+    labels: Tensor
+    masks: Tensor | None = None
+    id_map: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 1 or self.labels.is_floating_point():
+            raise ValueError(f"Target.labels must be integers [T], got {self.labels.dtype} {tuple(self.labels.shape)}.")
+        if (self.masks is None) == (self.id_map is None):
+            raise ValueError("A Target has either masks [T, H, W] or an id_map [H, W]; see Target.from_id_map.")
+        if self.masks is not None:
+            if self.masks.dtype != torch.bool or self.masks.ndim != 3 or len(self.masks) != len(self.labels):
+                raise ValueError(
+                    f"Target.masks must be boolean [T, H, W] with T = {len(self.labels)} labels, "
+                    f"got {self.masks.dtype} {tuple(self.masks.shape)}."
+                )
+        elif self.id_map.ndim != 2 or self.id_map.is_floating_point():
+            raise ValueError(
+                f"Target.id_map must be integers [H, W], got {self.id_map.dtype} {tuple(self.id_map.shape)}."
+            )
+
+    @classmethod
+    def from_id_map(cls, id_map: Tensor, labels: Tensor) -> Target:
+        """A target that never builds masks.
+
+        Args:
+            id_map: segment number 0…T-1 of each pixel, 255 where there is none. [H, W]
+            labels: class of each segment. [T]
+
+        Raises:
+            ValueError: the map holds a number that is neither a segment nor 255.
+        """
+        if len(labels) > IGNORE:
+            raise ValueError(f"An id map holds at most {IGNORE} segments, got {len(labels)}; pass boolean masks instead.")
+        found = torch.unique(id_map)
+        unknown = found[((found < 0) | (found >= len(labels))) & (found != IGNORE)]
+        if len(unknown):
+            raise ValueError(
+                f"The id map holds {unknown.tolist()}, but there are only {len(labels)} labels (0…{len(labels) - 1}) "
+                f"and {IGNORE} for pixels without a segment."
+            )
+        return cls(labels=labels, id_map=id_map)
+
+    @classmethod
+    def from_label_map(cls, label_map: Tensor) -> Target:
+        """Semantic ground truth: one segment per class that occurs.
+
+        Args:
+            label_map: class 0…K-1 of each pixel, or 255 to ignore it. [H, W]
+        """
+        found = torch.unique(label_map)
+        labels = found[found != IGNORE].long()
+        number = torch.full((IGNORE + 1,), IGNORE, dtype=torch.uint8, device=label_map.device)
+        number[labels] = torch.arange(len(labels), dtype=torch.uint8, device=label_map.device)
+        return cls(labels=labels, id_map=number[label_map.long()])
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.labels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the ground truth in pixels."""
+        height, width = (self.masks if self.id_map is None else self.id_map).shape[-2:]
+        return height, width
+
+    def dense(self) -> Tensor:
+        """Boolean masks. [T, H, W]"""
+        if self.masks is not None:
+            return self.masks
+        return self.id_map == torch.arange(self.num_segments, device=self.id_map.device)[:, None, None]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
+        return Target(*(None if t is None else t.to(device, non_blocking=non_blocking) for t in self._tensors))
+
+    def pin_memory(self) -> Target:
+        return Target(*(None if t is None else t.pin_memory() for t in self._tensors))
+
+    @property
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return self.labels, self.masks, self.id_map
+
+
+@dataclass(frozen=True)
+class Output:
+    """All predictions of one forward pass: the learned queries first, then one after every decoder layer.
+
+    Attributes:
+        class_logits: per prediction; the last class is "no object". L × [B, Q, K+1]
+        masks: per prediction, over the padded image. L × MaskLogits
+        image_size: height and width of the images as they came in, in pixels
+        padded_size: height and width after padding bottom and right, in pixels
+        intermediates: what explorers look at, by name; None unless it was asked for
+    """
+
+    class_logits: list[Tensor]
+    masks: list[MaskLogits]
+    image_size: tuple[int, int]
+    padded_size: tuple[int, int]
+    intermediates: dict[str, Tensor | list[Tensor]] | None = None
+
+    @property
+    def num_predictions(self) -> int:
+        return len(self.class_logits)
+
+    @property
+    def num_classes(self) -> int:
+        """K, without "no object"."""
+        return self.class_logits[-1].shape[-1] - 1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One thing or one stuff region of a panoptic or instance prediction.
+
+    Attributes:
+        id: its number in `Prediction.segments_map`; 0 is void
+        label: class 0…K-1
+        is_thing: whether instances of the class are told apart
+        score: confidence in [0, 1]
+        query: the query that predicted it; for merged stuff the first one
+        area: pixels
+    """
+
+    id: int
+    label: int
+    is_thing: bool
+    score: float
+    query: int
+    area: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `Mask2Former.predict` returns, at the image's own size.
+
+    Attributes:
+        task: "semantic", "panoptic" or "instance"
+        label_map: class of every pixel, for the semantic task. uint8 or int64 [H, W]
+        scores: class scores of every pixel, if they were asked for. float32 [K, H, W]
+        segments_map: segment id of every pixel, 0 where there is none, for the panoptic task. int32 [H, W]
+        segments: the segments of the panoptic and instance tasks
+        masks: one boolean mask per segment, for the instance task; they may overlap. [N, H, W]
+    """
+
+    task: str
+    label_map: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    segments_map: np.ndarray | None = None
+    segments: tuple[Segment, ...] = ()
+    masks: np.ndarray | None = None
