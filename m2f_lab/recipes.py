@@ -47,7 +47,9 @@ class ModelConfig:
             "num_encoder_layers", "encoder_feedforward_dim", "num_decoder_layers", "decoder_feedforward_dim",
         ):  # fmt: skip
             value = getattr(self, name)
-            _require(isinstance(value, int) and value > 0, f"ModelConfig.{name} must be a positive integer, got {value!r}.")
+            _require(
+                isinstance(value, int) and value > 0, f"ModelConfig.{name} must be a positive integer, got {value!r}."
+            )
         _require(
             self.hidden_dim % self.num_heads == 0,
             f"ModelConfig.hidden_dim = {self.hidden_dim} must be divisible by num_heads = {self.num_heads}.",
@@ -126,7 +128,9 @@ class OptimizationConfig:
             f"{self.accumulation_steps}.",
         )
         known = ("auto", "float32", "bfloat16", "float16")
-        _require(self.precision in known, f"OptimizationConfig.precision must be one of {known}, got {self.precision!r}.")
+        _require(
+            self.precision in known, f"OptimizationConfig.precision must be one of {known}, got {self.precision!r}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +162,7 @@ class Recipe:
     def vary(self, **changes) -> Recipe:
         """A copy with some fields changed; a dict changes fields of a part.
 
-            recipe.vary(seed=1, optimization=dict(max_iterations=100, batch_size=4))
+        recipe.vary(seed=1, optimization=dict(max_iterations=100, batch_size=4))
         """
         parts = {
             name: replace(getattr(self, name), **value) if is_dataclass(getattr(self, name)) and isinstance(value, dict) else value
@@ -218,10 +222,8 @@ def _ade20k(size: str, task: str, crop: int, published: dict[str, float]) -> Rec
     return Recipe(
         name=f"ade20k_{task}_{'swin_' if size in _SWIN else ''}{size}",
         task=_only_semantic(task),
-        model=ModelConfig(num_classes=150, backbone=_BACKBONES[size], backbone_weights=True),
-        data=DataConfig(
-            dataset="ade20k", crop_size=(crop, crop), shortest_edges=_scales(crop), longest_edge=4 * crop
-        ),
+        model=_paper_model(150, size),
+        data=DataConfig(dataset="ade20k", crop_size=(crop, crop), shortest_edges=_scales(crop), longest_edge=4 * crop),
         optimization=OptimizationConfig(max_iterations=160_000),
         evaluation=EvaluationConfig(shortest_edge=crop, longest_edge=4 * crop),
         published=published,
@@ -238,14 +240,19 @@ def _cityscapes(size: str, task: str, published: dict[str, float]) -> Recipe:
     return Recipe(
         name=f"cityscapes_{task}_{'swin_' if size in _SWIN else ''}{size}",
         task=_only_semantic(task),
-        model=ModelConfig(num_classes=19, backbone=_BACKBONES[size], backbone_weights=True),
-        data=DataConfig(
-            dataset="cityscapes", crop_size=(512, 1024), shortest_edges=_scales(1024), longest_edge=4096
-        ),
+        model=_paper_model(19, size),
+        data=DataConfig(dataset="cityscapes", crop_size=(512, 1024), shortest_edges=_scales(1024), longest_edge=4096),
         optimization=OptimizationConfig(max_iterations=90_000),
         evaluation=EvaluationConfig(shortest_edge=1024, longest_edge=2048),
         published=published,
         notes="Schedule, crop and queries of the official Mask2Former; SSSegmentation trains for 500 epochs instead.",
+    )
+
+
+def _paper_model(num_classes: int, size: str) -> ModelConfig:
+    drop_path_rate = 0.3 if size in _SWIN else 0.0
+    return ModelConfig(
+        num_classes=num_classes, backbone=_BACKBONES[size], backbone_weights=True, drop_path_rate=drop_path_rate
     )
 
 

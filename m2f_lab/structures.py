@@ -168,7 +168,9 @@ class Target:
             ValueError: the map holds a number that is neither a segment nor 255.
         """
         if len(labels) > IGNORE:
-            raise ValueError(f"An id map holds at most {IGNORE} segments, got {len(labels)}; pass boolean masks instead.")
+            raise ValueError(
+                f"An id map holds at most {IGNORE} segments, got {len(labels)}; pass boolean masks instead."
+            )
         found = torch.unique(id_map)
         unknown = found[((found < 0) | (found >= len(labels))) & (found != IGNORE)]
         if len(unknown):

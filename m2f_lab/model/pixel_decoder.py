@@ -1,0 +1,120 @@
+"""The pixel decoder: turns the backbone's pyramid into three levels to attend to and one map of mask features.
+
+B batch, C channels, S positions of strides 32, 16 and 8 together, H/W height/width.
+
+Source: Mask2Former (Cheng et al. 2022), section 3.2.1 and appendix A; Deformable DETR (Zhu et al. 2021).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from m2f_lab.model.deformable_attention import DeformableAttention
+from m2f_lab.model.layers import feedforward, sine_positions
+from m2f_lab.recipes import ModelConfig
+from m2f_lab.structures import resize
+
+NUM_LEVELS = 3  # strides 32, 16 and 8, in this order everywhere
+NUM_GROUPS = 32
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention over all three levels, then a perceptron; each added and normalised."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.attention = DeformableAttention(dim, config.num_heads, NUM_LEVELS, config.num_sampling_points)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.feedforward = feedforward(dim, config.encoder_feedforward_dim)
+        self.feedforward_norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, features: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [B, S, C] in and out; also where they looked and how much, see `DeformableAttention`."""
+        attended, locations, weights = self.attention(features + positions, features, reference_points, level_sizes)
+        features = self.attention_norm(features + attended)
+        features = self.feedforward_norm(features + self.feedforward(features))
+        return features, locations, weights
+
+
+class PixelDecoder(nn.Module):
+    """Deformable encoder over strides 32, 16, 8, and one feature-pyramid step up to stride 4.
+
+    Args:
+        in_channels: channels of the backbone's features at strides 4, 8, 16, 32.
+        config: the architecture.
+    """
+
+    def __init__(self, in_channels: list[int], config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.input_projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, dim, 1), nn.GroupNorm(NUM_GROUPS, dim))
+            for channels in reversed(in_channels[1:])
+        )
+        self.level_embedding = nn.Parameter(torch.empty(NUM_LEVELS, dim))
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
+        self.lateral = nn.Sequential(nn.Conv2d(in_channels[0], dim, 1, bias=False), nn.GroupNorm(NUM_GROUPS, dim))
+        self.output = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(NUM_GROUPS, dim), nn.ReLU()
+        )
+        self.mask_projection = nn.Conv2d(dim, config.mask_dim, 1)
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        nn.init.normal_(self.level_embedding)
+        for projection in self.input_projections:
+            nn.init.xavier_uniform_(projection[0].weight)
+            nn.init.zeros_(projection[0].bias)
+        for convolution in (self.lateral[0], self.output[0], self.mask_projection):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+        nn.init.zeros_(self.mask_projection.bias)
+
+    def forward(
+        self, pyramid: list[Tensor], intermediates: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Decode.
+
+        Args:
+            pyramid: the backbone's features at strides 4, 8, 16, 32. [B, C_i, H / stride, W / stride]
+            intermediates: filled, where given, with what explorers look at.
+
+        Returns:
+            Mask features [B, mask_dim, H/4, W/4], and the levels at strides 32, 16, 8 [B, C, H / stride, W / stride].
+        """
+        stride4, *coarse = pyramid
+        inputs = [project(x) for project, x in zip(self.input_projections, reversed(coarse), strict=True)]
+        sizes = [(x.shape[2], x.shape[3]) for x in inputs]
+        features = torch.cat([x.flatten(2).transpose(1, 2) for x in inputs], dim=1)  # (B, S, C)
+        positions = torch.cat([
+            sine_positions(size, features.shape[2], features.device) + embedding
+            for size, embedding in zip(sizes, self.level_embedding, strict=True)
+        ])  # (S, C)  # fmt: skip
+        reference_points = torch.cat([cell_centres(size, features.device) for size in sizes])  # (S, 2)
+
+        for i, layer in enumerate(self.layers):
+            features, locations, weights = layer(features, positions, reference_points, sizes)
+            if intermediates is not None:
+                intermediates[f"pixel_decoder.layer.{i}.sampling_locations"] = locations
+                intermediates[f"pixel_decoder.layer.{i}.sampling_weights"] = weights
+
+        levels = [
+            level.transpose(1, 2).unflatten(2, size)
+            for level, size in zip(features.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
+        ]
+        stride4 = self.lateral(stride4)
+        stride4 = self.output(stride4 + resize(levels[-1], (stride4.shape[2], stride4.shape[3])))
+        mask_features = self.mask_projection(stride4)
+        if intermediates is not None:
+            intermediates["pixel_decoder.mask_features"] = mask_features
+            intermediates |= {f"pixel_decoder.level.{i}": level for i, level in enumerate(levels)}
+        return mask_features, levels
+
+
+def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(x, y) in [0, 1] of the centre of every cell of a feature map, row by row. [H * W, 2]"""
+    height, width = size
+    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+    return torch.stack([x[None, :].expand(size), y[:, None].expand(size)], dim=2).flatten(0, 1)
