@@ -8,6 +8,7 @@ features differ by O(1). `PaddedFirst` restores the official order; weights load
 """
 
 import difflib
+import functools
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ class Backbone(nn.Module):
                     block.__class__ = PaddedFirst  # another order of padding, the same parameters
         else:
             self.channels = list(self.network.feature_info.channels())
-        # Pretrained batch norms stay as they are (paper section 4.1 follows detectron2): batches are too small for them.
+        # Pretrained batch norms stay as they are, as in detectron2: batches are too small to measure them anew.
         self.freeze_batch_norm = bool(config.backbone_weights)
         if self.freeze_batch_norm:
             for norm in _batch_norms(self.network):
@@ -70,7 +71,7 @@ class Backbone(nn.Module):
         """
         if not self.is_swin:
             features = self.network(images)
-            channels_last = self.network.output_fmt == "NHWC"
+            channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
             return [x.permute(0, 3, 1, 2) for x in features] if channels_last else list(features)
         features = []
         x = self.network.patch_embed(images)  # (B, H / 4, W / 4, C)
@@ -122,7 +123,7 @@ class PaddedFirst(SwinTransformerBlock):
 def _is_swin(name: str) -> bool:
     try:
         entry = timm.models.model_entrypoint(name.split(".")[0])
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         close = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=5)
         hint = f"Did you mean {', '.join(close)}?" if close else _SUGGESTION
         raise ValueError(f"timm {timm.__version__} has no model named {name!r}. {hint}") from error
@@ -131,8 +132,6 @@ def _is_swin(name: str) -> bool:
 
 def _create_network(config: ModelConfig, features_only: bool) -> nn.Module:
     options = dict(config.backbone_options)
-    if config.drop_path_rate > 0:
-        options["drop_path_rate"] = config.drop_path_rate
     if features_only:
         options |= {"features_only": True, "out_indices": (-4, -3, -2, -1)}
     else:
@@ -145,7 +144,7 @@ def _create_network(config: ModelConfig, features_only: bool) -> nn.Module:
                 "timm's pretrained weights, or None for random ones."
             )
         options["pretrained_cfg_overlay"] = {"file": str(path)}
-    network = _create(config, options)
+    network = _call_timm(config, options)
     if features_only and tuple(network.feature_info.reduction()) != STRIDES:
         raise ValueError(
             f"Backbone {config.backbone!r} has features at strides {tuple(network.feature_info.reduction())}; "
@@ -154,23 +153,29 @@ def _create_network(config: ModelConfig, features_only: bool) -> nn.Module:
     return network
 
 
-def _create(config: ModelConfig, options: dict) -> nn.Module:
+def _call_timm(config: ModelConfig, options: dict) -> nn.Module:
+    """`timm.create_model` with errors that say what to do."""
+    create = functools.partial(timm.create_model, config.backbone, pretrained=bool(config.backbone_weights), **options)
     try:
-        return timm.create_model(config.backbone, pretrained=bool(config.backbone_weights), **options)
-    except TypeError as error:
+        try:
+            return create(drop_path_rate=config.drop_path_rate)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+        if config.drop_path_rate == 0:
+            return create()
         raise ValueError(
-            f"Backbone {config.backbone!r} does not take one of the options {sorted(options)}: {error}. If it names "
-            "drop_path_rate, this network has no stochastic depth: set drop_path_rate=0.0 in the ModelConfig."
+            f"Backbone {config.backbone!r} has no stochastic depth: set drop_path_rate=0.0 in the ModelConfig."
+        )
+    except OSError as error:
+        raise OSError(
+            f"The pretrained weights of {config.backbone!r} could not be loaded: {error}. timm downloads them from the "
+            "Hugging Face hub; without a network set backbone_weights to a downloaded file, or to None for random "
+            "weights."
         ) from error
-    except (OSError, RuntimeError, ValueError, IndexError, AssertionError, AttributeError) as error:
-        if config.backbone_weights is True:
-            raise OSError(
-                f"The pretrained weights of {config.backbone!r} could not be loaded: {error}. timm downloads them from "
-                "the Hugging Face hub; without a network set backbone_weights to a downloaded file, or to None for "
-                "random weights."
-            ) from error
+    except (TypeError, RuntimeError, IndexError, AssertionError, AttributeError) as error:
         raise ValueError(
-            f"timm cannot build {config.backbone!r} with {options} as a feature pyramid: {error}. {_SUGGESTION}"
+            f"timm cannot build {config.backbone!r} as a feature pyramid with {options}: {error}. {_SUGGESTION}"
         ) from error
 
 

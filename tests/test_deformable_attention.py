@@ -1,0 +1,76 @@
+"""Deformable sampling against a loop over every point, and its gradients."""
+
+import math
+
+import pytest
+import torch
+
+from m2f_lab.model.deformable_attention import DeformableAttention, deformable_sampling
+
+SIZES = [(2, 3), (4, 5), (3, 3)]
+
+
+def naive_sampling(values, level_sizes, locations, weights):
+    """Equation 3 of the Deformable DETR paper, one sampling point at a time."""
+    batch, _, heads, dim = values.shape
+    total = torch.zeros(batch, locations.shape[1], heads, dim, dtype=values.dtype)
+    starts = [sum(h * w for h, w in level_sizes[:i]) for i in range(len(level_sizes))]
+    for b, q, head, level, p in torch.cartesian_prod(*(torch.arange(n) for n in locations.shape[:5])).tolist():
+        height, width = level_sizes[level]
+        x, y = locations[b, q, head, level, p].tolist()
+        column, row = x * width - 0.5, y * height - 0.5
+        for i in (math.floor(row), math.floor(row) + 1):
+            for j in (math.floor(column), math.floor(column) + 1):
+                if 0 <= i < height and 0 <= j < width:
+                    share = (1 - abs(row - i)) * (1 - abs(column - j)) * weights[b, q, head, level, p]
+                    total[b, q, head] += share * values[b, starts[level] + i * width + j, head]
+    return total
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, sum(h * w for h, w in SIZES), 2, 3, generator=generator, dtype=torch.float64)
+    locations = torch.rand(2, 4, 2, 3, 2, 2, generator=generator, dtype=torch.float64) * 1.4 - 0.2  # some outside
+    weights = torch.rand(2, 4, 2, 3, 2, generator=generator, dtype=torch.float64)
+    return values, locations, weights
+
+
+def test_sampling_against_a_loop(inputs):
+    values, locations, weights = inputs
+    expected = naive_sampling(values, SIZES, locations, weights)
+    torch.testing.assert_close(deformable_sampling(values, SIZES, locations, weights), expected)
+
+
+def test_gradients(inputs):
+    values, locations, weights = (x[:1].detach().requires_grad_() for x in inputs)
+    assert torch.autograd.gradcheck(lambda v, o, w: deformable_sampling(v, SIZES, o, w), (values, locations, weights))
+
+
+def test_offsets_are_pixels_of_the_level_they_point_into():
+    """The trap: dividing by (H, W) instead of (W, H), or by the query's level instead of the sampled one."""
+    attention = DeformableAttention(dim=32, num_heads=4, num_levels=3, num_points=2)
+    queries = torch.zeros(1, 1, 32)
+    features = torch.randn(1, sum(h * w for h, w in SIZES), 32)
+    centre = torch.tensor([[0.5, 0.5]])
+    _, locations, weights = attention(queries, features, centre, SIZES)
+    for level, (height, width) in enumerate(SIZES):
+        offset = (locations[0, 0, 0, level, 1] - 0.5) * torch.tensor([width, height])
+        torch.testing.assert_close(offset, torch.tensor([2.0, 0.0]))  # head 0 looks right; point 1 two pixels far
+        offset = (locations[0, 0, 1, level, 0] - 0.5) * torch.tensor([width, height])
+        torch.testing.assert_close(offset, torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)  # head 1 looks down
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 6))
+
+
+def test_locations_and_weights_explain_the_output():
+    torch.manual_seed(1)
+    attention = DeformableAttention(dim=32, num_heads=4, num_levels=3, num_points=2).double()
+    torch.nn.init.normal_(attention.sampling_offsets.weight)
+    torch.nn.init.normal_(attention.attention_weights.weight)
+    features = torch.randn(1, sum(h * w for h, w in SIZES), 32, dtype=torch.float64)
+    points = torch.rand(features.shape[1], 2, dtype=torch.float64)
+    output, locations, weights = attention(features, features, points, SIZES)
+    torch.testing.assert_close(weights.sum(dim=(3, 4)), torch.ones_like(weights[..., 0, 0]))
+    values = attention.value_projection(features).unflatten(2, (4, 8))
+    expected = naive_sampling(values, SIZES, locations, weights)
+    torch.testing.assert_close(output, attention.output_projection(expected.flatten(2)))

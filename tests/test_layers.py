@@ -1,0 +1,56 @@
+"""Attention and position embeddings against torch's own modules and the published formula."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from m2f_lab.model.layers import Attention, sine_positions
+
+
+@pytest.fixture
+def pair():
+    """Our attention and torch's, with the same weights."""
+    torch.manual_seed(0)
+    ours, theirs = Attention(16, 4).double(), nn.MultiheadAttention(16, 4, batch_first=True).double()
+    nn.init.normal_(ours.in_proj_bias)
+    nn.init.normal_(ours.out_proj.bias)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_torch(pair, masked):
+    ours, theirs = pair
+    query, key, value = (torch.randn(2, n, 16, dtype=torch.float64) for n in (5, 7, 7))
+    blocked = None
+    if masked:
+        blocked = torch.rand(2, 5, 7) < 0.5
+        blocked[..., 0] = False
+    output, weights = ours(query, key, value, blocked, return_weights=True)
+    copied = None if blocked is None else blocked.repeat_interleave(4, dim=0)
+    expected, expected_weights = theirs(query, key, value, attn_mask=copied, average_attn_weights=False)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(weights.double(), expected_weights, atol=1e-6, rtol=1e-6)
+    if masked:
+        assert (weights.masked_select(blocked.unsqueeze(1).expand_as(weights)) == 0).all()
+
+
+def test_weights_are_not_built_unless_asked_for(pair):
+    query = torch.randn(1, 3, 16, dtype=torch.float64)
+    output, weights = pair[0](query, query, query)
+    assert weights is None
+    torch.testing.assert_close(output, pair[0](query, query, query, return_weights=True)[0])
+
+
+def test_sine_positions_by_the_formula():
+    height, width, dim = 3, 5, 16
+    embeddings = sine_positions((height, width), dim, torch.device("cpu")).view(height, width, dim)
+    y, x = 2, 1
+    for half, coordinate, length in ((0, y, height), (dim // 2, x, width)):
+        angle = (coordinate + 1) / (length + 1e-6) * 2 * math.pi
+        for i in range(dim // 4):
+            frequency = 10000 ** (2 * i / (dim // 2))
+            assert embeddings[y, x, half + 2 * i].item() == pytest.approx(math.sin(angle / frequency), abs=1e-5)
+            assert embeddings[y, x, half + 2 * i + 1].item() == pytest.approx(math.cos(angle / frequency), abs=1e-5)

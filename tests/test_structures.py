@@ -1,0 +1,106 @@
+"""Factored masks give what multiplied-out masks give; targets are the same in both forms."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from m2f_lab.structures import IGNORE, MaskLogits, Target, sample_points
+
+
+@pytest.fixture
+def masks():
+    generator = torch.Generator().manual_seed(0)
+    return MaskLogits(
+        torch.randn(2, 5, 8, generator=generator, dtype=torch.float64),
+        torch.randn(2, 8, 6, 9, generator=generator, dtype=torch.float64),
+    )
+
+
+def naive_sample(maps, points):
+    """Bilinear interpolation between cell centres, one point at a time; zero outside."""
+    channels, height, width = maps.shape
+    sampled = torch.zeros(channels, len(points), dtype=maps.dtype)
+    for p, (x, y) in enumerate(points.tolist()):
+        column, row = x * width - 0.5, y * height - 0.5
+        for i in (int(row // 1), int(row // 1) + 1):
+            for j in (int(column // 1), int(column // 1) + 1):
+                if 0 <= i < height and 0 <= j < width:
+                    sampled[:, p] += (1 - abs(row - i)) * (1 - abs(column - j)) * maps[:, i, j]
+    return sampled
+
+
+def test_sample_points_against_a_loop():
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(2, 3, 4, 7, generator=generator, dtype=torch.float64)
+    points = torch.rand(2, 50, 2, generator=generator, dtype=torch.float64) * 1.2 - 0.1  # some outside
+    expected = torch.stack([naive_sample(m, p) for m, p in zip(maps, points, strict=True)])
+    torch.testing.assert_close(sample_points(maps, points), expected)
+
+
+def test_dense_is_the_dot_product(masks):
+    b, q, y, x = 1, 3, 2, 7
+    expected = sum(masks.embeddings[b, q, c] * masks.features[b, c, y, x] for c in range(8))
+    torch.testing.assert_close(masks.dense()[b, q, y, x], expected)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (6, 9), (24, 36), (13, 5)])
+def test_resizing_commutes_with_the_product(masks, size):
+    expected = F.interpolate(masks.dense(), size=size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(masks.resized(size), expected)
+
+
+def test_sampling_commutes_with_the_product(masks):
+    points = torch.rand(2, 31, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    torch.testing.assert_close(masks.at(points), sample_points(masks.dense(), points))
+
+
+@pytest.mark.parametrize(("batch", "query"), [([0, 0, 1], [4, 1, 2]), ([1, 1], [0, 3]), ([], [])])
+def test_select_multiplies_out_chosen_queries(masks, batch, query):
+    batch, query = torch.tensor(batch, dtype=torch.long), torch.tensor(query, dtype=torch.long)
+    torch.testing.assert_close(masks.select(batch, query), masks.dense()[batch, query])
+
+
+def test_factors_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"\(1, 2, 3\).*\(1, 4, 5, 6\)"):
+        MaskLogits(torch.zeros(1, 2, 3), torch.zeros(1, 4, 5, 6))
+
+
+def test_label_map_becomes_one_segment_per_class():
+    label_map = torch.tensor([[7, 7, 2], [IGNORE, 2, 0]], dtype=torch.uint8)
+    target = Target.from_label_map(label_map)
+    assert target.labels.tolist() == [0, 2, 7]
+    assert target.size == (2, 3)
+    expected = torch.stack([label_map == label for label in (0, 2, 7)])
+    assert torch.equal(target.dense(), expected)
+
+
+def test_id_map_and_masks_are_the_same_target():
+    id_map = torch.tensor([[0, 1], [1, IGNORE]], dtype=torch.uint8)
+    target = Target.from_id_map(id_map, torch.tensor([4, 4]))
+    assert torch.equal(target.dense(), torch.tensor([[[1, 0], [0, 0]], [[0, 1], [1, 0]]], dtype=torch.bool))
+
+
+def test_a_target_without_segments():
+    target = Target.from_label_map(torch.full((4, 5), IGNORE, dtype=torch.uint8))
+    assert target.num_segments == 0
+    assert target.dense().shape == (0, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(labels=torch.tensor([0])), "either masks"),
+        (dict(labels=torch.tensor([0.5]), masks=torch.zeros(1, 2, 2, dtype=torch.bool)), "integers"),
+        (dict(labels=torch.tensor([0]), masks=torch.zeros(1, 2, 2)), "boolean"),
+        (dict(labels=torch.tensor([0, 1]), masks=torch.zeros(1, 2, 2, dtype=torch.bool)), "T = 2"),
+        (dict(labels=torch.tensor([0]), id_map=torch.zeros(1, 2, 2, dtype=torch.long)), r"\[H, W\]"),
+    ],
+)
+def test_malformed_targets_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Target(**arguments)
+
+
+def test_an_unknown_segment_number_is_named():
+    with pytest.raises(ValueError, match=r"\[3\].*only 2 labels"):
+        Target.from_id_map(torch.tensor([[0, 1, 3]]), torch.tensor([5, 6]))
