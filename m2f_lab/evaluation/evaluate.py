@@ -1,0 +1,92 @@
+"""Run a model over a split of a data set and measure it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from m2f_lab.data import Dataset, Sample, open_dataset
+from m2f_lab.evaluation.semantic import SemanticEvaluator
+from m2f_lab.inference import predict
+from m2f_lab.inference.predict import Model, evaluating
+from m2f_lab.recipes import Recipe
+
+
+def evaluate(
+    model: Model,
+    recipe: Recipe,
+    data_root: str | Path,
+    *,
+    split: str = "val",
+    limit: int | None = None,
+    progress: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict:
+    """Measure a model on a data set, each image at its own size.
+
+    Args:
+        model: a Mask2Former, or any callable images [1, 3, H, W] → Output
+        recipe: names the data set, and the size at which the model sees its images (`recipe.evaluation`)
+        data_root: the folder of the data set
+        split: "val" or "train"
+        limit: only the first so many images
+        progress: show a progress bar
+        rank, world_size: with several processes, each measures every `world_size`-th image, and the counts are added
+            up over `torch.distributed`; all of them must call this function, and all return the same
+
+    Returns:
+        What `SemanticEvaluator.result` describes; `format_table` makes it readable.
+
+    Raises:
+        ValueError: the recipe's task is not "semantic", or model and data set have different numbers of classes.
+    """
+    if recipe.task != "semantic":
+        raise ValueError(
+            f'evaluate measures task="semantic"; the recipe {recipe.name} has task="{recipe.task}". '
+            "recipe.vary(task='semantic') measures the same model by its label maps."
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is a positive number of images, got {limit}.")
+    dataset = open_dataset(recipe.data.dataset, data_root, split)
+    config = getattr(model, "config", recipe.model)
+    if config.num_classes != len(dataset.classes):
+        raise ValueError(
+            f"The model predicts {config.num_classes} classes, but {dataset.name} in {dataset.root} has "
+            f"{len(dataset.classes)}. Build the model with num_classes={len(dataset.classes)}, or choose the data set "
+            "it was trained on."
+        )
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    indices = range(rank, count, world_size)
+    evaluator = SemanticEvaluator(len(dataset.classes), dataset.classes.names)
+    sizes = {"shortest_edge": recipe.evaluation.shortest_edge, "longest_edge": recipe.evaluation.longest_edge}
+    samples = _read_ahead(dataset, indices, recipe.data.num_workers)
+    with evaluating(model):
+        for sample in tqdm(samples, desc=f"evaluate {split}", total=len(indices), unit="image", disable=not progress):
+            evaluator.update(predict(model, sample.image, classes=dataset.classes, **sizes), sample.label_map)
+    if world_size > 1:
+        evaluator.all_reduce()
+    return evaluator.result()
+
+
+def _read_ahead(dataset: Dataset, indices: Sequence[int], num_workers: int) -> Iterator[Sample]:
+    """The samples in order, while threads decode the next ones: PIL works beside Python."""
+    if num_workers == 0:
+        yield from (dataset[index] for index in indices)
+        return
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting = deque()
+        try:
+            for index in indices:
+                waiting.append(pool.submit(dataset.__getitem__, index))
+                if len(waiting) > 2 * num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

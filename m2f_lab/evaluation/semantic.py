@@ -1,0 +1,168 @@
+"""How good are the label maps? Intersection over union and accuracy over a whole data set.
+
+K classes, H/W height/width.
+
+All figures come from one K × K table of pixel counts, filled over the whole data set: a class that covers ten pixels
+of one image and a million of another is one class with one IoU. A mean of per-image values would be a different, and
+usually larger, number. The definitions are those of detectron2's SemSegEvaluator, hence of the published results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from m2f_lab.structures import IGNORE, Prediction
+
+_VALUES = 256  # label maps are uint8
+
+
+class SemanticEvaluator:
+    """Counts pixels by true and predicted class.
+
+    Args:
+        num_classes: K
+        class_names: for the table; by default the numbers. K × str
+
+    Attributes:
+        matrix: pixels of true class i that were predicted as class j. int64 [K, K]
+    """
+
+    def __init__(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
+        if not 0 < num_classes <= IGNORE:
+            raise ValueError(
+                f"Label maps hold 1 to {IGNORE} classes beside {IGNORE} for ignored pixels, got {num_classes}."
+            )
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"There are {num_classes} classes but {len(class_names)} names.")
+        self.num_classes = num_classes
+        self.class_names = tuple(map(str, range(num_classes) if class_names is None else class_names))
+        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.num_images = 0
+
+    def update(self, prediction: Prediction | np.ndarray | Tensor, label_map: np.ndarray | Tensor) -> None:
+        """Count the pixels of one image.
+
+        Args:
+            prediction: a semantic Prediction or its label map, classes 0…K-1. [H, W]
+            label_map: the truth, classes 0…K-1, or 255 for pixels that do not count. uint8 [H, W]
+
+        Raises:
+            ValueError: the sizes differ, or one of the maps holds a number that is no class.
+        """
+        predicted = prediction.label_map if isinstance(prediction, Prediction) else prediction
+        if predicted is None:
+            raise ValueError(
+                f'A prediction of task="{prediction.task}" has no label_map; predict with task="semantic".'
+            )
+        predicted, truth = torch.as_tensor(predicted), torch.as_tensor(label_map)
+        if predicted.shape != truth.shape:
+            raise ValueError(
+                f"The prediction is {list(predicted.shape)}, the truth {list(truth.shape)}: they are compared at the "
+                "size of the truth. Resize the class scores (not the labels) to it before taking the best class."
+            )
+        for name, values in (("prediction", predicted), ("truth", truth)):
+            if (
+                values.dtype != torch.uint8
+                and len(values.flatten())
+                and not 0 <= values.min() <= values.max() < _VALUES
+            ):
+                raise ValueError(f"The {name} holds {int(values.min())}…{int(values.max())}, expected 0…{IGNORE}.")
+        pairs = truth.int() * _VALUES + predicted.to(truth.device)
+        counts = torch.bincount(pairs.flatten(), minlength=_VALUES**2).view(_VALUES, _VALUES)  # [truth, predicted]
+        self._check_counts(counts)
+        self.matrix += counts[: self.num_classes, : self.num_classes].cpu()
+        self.num_images += 1
+
+    def _check_counts(self, counts: Tensor) -> None:
+        """Counting all 256 values costs nothing and shows what does not belong."""
+        known = torch.arange(_VALUES, device=counts.device) < self.num_classes
+        no_class = torch.nonzero((counts.sum(0) > 0) & ~known).flatten().tolist()
+        known[IGNORE] = True
+        no_label = torch.nonzero((counts.sum(1) > 0) & ~known).flatten().tolist()
+        for name, wrong in (("prediction", no_class), ("truth", no_label)):
+            if wrong:
+                raise ValueError(
+                    f"The {name} holds {wrong}, but there are {self.num_classes} classes, 0…{self.num_classes - 1}"
+                    + (f" (and {IGNORE} for pixels to ignore)." if name == "truth" else ".")
+                )
+
+    def merge(self, other: SemanticEvaluator) -> None:
+        """Add what another evaluator counted, on other images."""
+        if other.num_classes != self.num_classes:
+            raise ValueError(
+                f"Cannot merge the counts of {other.num_classes} classes into those of {self.num_classes}."
+            )
+        self.matrix += other.matrix
+        self.num_images += other.num_images
+
+    def all_reduce(self) -> None:
+        """Add up the counts of all processes of `torch.distributed`; afterwards each holds the sum."""
+        on_gpu = torch.distributed.get_backend() == "nccl"
+        counts = torch.cat([self.matrix.flatten(), torch.tensor([self.num_images])])
+        counts = counts.cuda() if on_gpu else counts
+        torch.distributed.all_reduce(counts)
+        self.matrix = counts[:-1].view_as(self.matrix).cpu()
+        self.num_images = int(counts[-1])
+
+    def result(self) -> dict:
+        """The figures so far, in percent.
+
+        Returns:
+            "mIoU", "fwIoU" (IoU weighted by the pixels of each class), "mACC" (mean of the classes' accuracies),
+            "pACC" (share of correct pixels), "num_images", and "classes": one dict per class with "name", "IoU",
+            "accuracy" and "share" of the labelled pixels. A class that the truth never holds has no IoU and no
+            accuracy (None) and is left out of the means, even where it was predicted; those pixels lower the IoU
+            of the classes that they belong to.
+
+        Raises:
+            ValueError: there was not one labelled pixel.
+        """
+        correct = self.matrix.diagonal().double()
+        true = self.matrix.sum(1).double()
+        predicted = self.matrix.sum(0).double()
+        total = true.sum()
+        if total == 0:
+            raise ValueError(f"Nothing to evaluate: {self.num_images} images without one labelled pixel.")
+        present = true > 0
+        iou = correct / (true + predicted - correct)  # NaN where the class is nowhere
+        accuracy = correct / true
+        share = true / total
+        percent = {
+            "mIoU": iou[present].mean(),
+            "fwIoU": (iou * share)[present].sum(),
+            "mACC": accuracy[present].mean(),
+            "pACC": correct.sum() / total,
+        }
+        columns = (self.class_names, present.tolist(), *((100 * c).tolist() for c in (iou, accuracy, share)))
+        classes = [
+            {"name": name, "IoU": iou if known else None, "accuracy": accuracy if known else None, "share": share}
+            for name, known, iou, accuracy, share in zip(*columns, strict=True)
+        ]
+        return {name: 100 * float(value) for name, value in percent.items()} | {
+            "num_images": self.num_images,
+            "classes": classes,
+        }
+
+
+def format_table(result: dict) -> str:
+    """The result of an evaluation as text: one line per class, then the means. "–" where there is no such class."""
+    width = max(len("class"), *(len(c["name"]) for c in result["classes"]))
+
+    def cell(value: float | None) -> str:
+        return f"{'–' if value is None else format(value, '.2f'):>10}"
+
+    lines = [f"{'class':<{width}}{'IoU %':>10}{'accuracy %':>12}{'pixels %':>10}"]
+    lines += [
+        f"{c['name']:<{width}}{cell(c['IoU'])}  {cell(c['accuracy'])}{cell(c['share'])}" for c in result["classes"]
+    ]
+    lines.append("─" * (width + 32))
+    lines.append(
+        f"mIoU {result['mIoU']:.2f} %   fwIoU {result['fwIoU']:.2f} %   mACC {result['mACC']:.2f} %   "
+        f"pACC {result['pACC']:.2f} %   ({result['num_images']} images)"
+    )
+    return "\n".join(lines)

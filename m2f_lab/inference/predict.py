@@ -1,0 +1,199 @@
+"""Segment one image, whole, in tiles, or several times with the results averaged.
+
+B batch, K classes, H/W height/width of the image, h/w of what the model sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from m2f_lab.data import Classes
+from m2f_lab.inference import postprocess
+from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
+from m2f_lab.inference.rows import Rows, average
+from m2f_lab.inference.tiles import tiled
+from m2f_lab.recipes import TASKS
+from m2f_lab.structures import Output, Prediction
+
+Model = Callable[[Tensor], Output]
+"""A Mask2Former, or anything that turns images [B, 3, H, W] in 0..255 into an Output."""
+
+# Which option belongs to which task; predict refuses the others instead of ignoring them.
+_OPTIONS = {
+    "semantic": ("tile", "tile_overlap", "flip", "scales", "return_scores"),
+    "panoptic": ("object_mask_threshold", "overlap_threshold"),
+    "instance": ("top_k", "score_threshold"),
+}
+
+
+def predict(
+    model: Model,
+    image: str | Path | Image.Image | np.ndarray,
+    task: str = "semantic",
+    *,
+    classes: Classes | None = None,
+    shortest_edge: int | None = None,
+    longest_edge: int | None = None,
+    tile: int | tuple[int, int] | None = None,
+    tile_overlap: float | None = None,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    return_scores: bool = False,
+    object_mask_threshold: float | None = None,
+    overlap_threshold: float | None = None,
+    top_k: int | None = None,
+    score_threshold: float | None = None,
+) -> Prediction:
+    """Segment one image; the result has the image's own size.
+
+    The model runs in evaluation mode without gradients, on its own device, and is left as it was. Under
+    `torch.autocast` the model runs in that precision; what follows it is computed in float32.
+
+    Args:
+        model: a Mask2Former, or any callable images [B, 3, H, W] → Output (which then runs on the CPU)
+        image: a path, a PIL image of any mode, or a uint8 RGB array [H, W, 3]. EXIF orientation is applied
+        task: "semantic", "panoptic" or "instance"
+        classes: says which classes are things; by default `model.classes`. Needed for the panoptic task; for the
+            instance task, every class is a thing if it is not known
+        shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized
+        longest_edge: but to no more than this, in pixels
+
+        tile: semantic only. Height and width in pixels (or one number for both) of overlapping tiles, for images
+            that are too large at once
+        tile_overlap: semantic only, with `tile`. The share of a tile that overlaps its neighbour, 0.25 by default
+        flip: semantic only. Average with the prediction for the mirrored image
+        scales: semantic only. Average over the image at these sizes, relative to what `shortest_edge` and
+            `longest_edge` give
+        return_scores: semantic only. Also return the class scores [K, H, W]
+
+        object_mask_threshold: panoptic only. Least class probability of a query, 0.8 by default
+        overlap_threshold: panoptic only. Least share of its mask that a query must win, 0.8 by default
+        top_k: instance only. The number of pairs of query and class to consider, 100 by default
+        score_threshold: instance only. Leave out instances below this score, 0 by default
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no image, the array of the wrong type or shape, the task is unknown or has no such
+            option, or classes and model do not fit.
+    """
+    if any(edge is not None and edge < 1 for edge in (shortest_edge, longest_edge)):
+        raise ValueError(f"Edges are positive numbers of pixels or None, got {shortest_edge = }, {longest_edge = }.")
+    given = {
+        "tile": tile,
+        "tile_overlap": tile_overlap,
+        "flip": flip or None,
+        "scales": None if tuple(scales) == (1.0,) else scales,
+        "return_scores": return_scores or None,
+        "object_mask_threshold": object_mask_threshold,
+        "overlap_threshold": overlap_threshold,
+        "top_k": top_k,
+        "score_threshold": score_threshold,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    _check_options(task, options)
+    tile, tile_overlap = _checked_tile(tile, tile_overlap)
+    pixels = as_rgb(image)
+    size, device = (pixels.shape[0], pixels.shape[1]), device_of(model)
+    classes = getattr(model, "classes", None) if classes is None else classes
+
+    def run(images: Tensor) -> Output:
+        output = model(images)
+        if classes is not None and len(classes) != output.num_classes:
+            raise ValueError(
+                f"The model predicts {output.num_classes} classes, but there are {len(classes)} class names; pass the "
+                "classes it was trained with."
+            )
+        return output
+
+    def seen_at(scale: float) -> Tensor:
+        """The image as the model sees it. [1, 3, h, w]"""
+        seen = resize_image(pixels, fitted_size(size, shortest_edge, longest_edge, scale))
+        return torch.from_numpy(np.array(seen)).to(device).permute(2, 0, 1)[None].contiguous()
+
+    with evaluating(model), torch.inference_mode():
+        if task == "semantic":
+            views = [
+                _view(run, seen_at(scale), size, mirrored, tile, tile_overlap)
+                for scale in scales
+                for mirrored in ((False, True) if flip else (False,))
+            ]
+            return postprocess.read_prediction(average(views), return_scores=return_scores)
+        if task == "panoptic":
+            return postprocess.panoptic(run(seen_at(1.0)), size=size, things=_things(classes), **options)
+        things = None if classes is None else classes.things
+        return postprocess.instance(run(seen_at(1.0)), size=size, things=things, **options)
+
+
+def _view(
+    run: Model, image: Tensor, size: tuple[int, int], mirrored: bool, tile: tuple[int, int] | None, overlap: float
+) -> Rows:
+    """Class scores for one look at the image: at one scale, mirrored or not. [1, 3, h, w] → [K, *size]"""
+    if mirrored:
+        image = image.flip(-1)
+    if tile is None:
+        scores = postprocess.semantic_rows(run(image))
+    else:
+        scores = tiled(lambda part: postprocess.semantic_rows(run(part)), image, tile, overlap)
+    scores = scores.resized(size)
+    return scores.mirrored() if mirrored else scores
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Evaluation mode while the block runs; afterwards every submodule is in the mode it was in before."""
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def device_of(model: Model) -> torch.device:
+    """Where the model's parameters are; the CPU for a callable without parameters."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _check_options(task: str, options: dict) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}.")
+    for name in options:
+        if name not in _OPTIONS[task]:
+            owner = next(t for t, names in _OPTIONS.items() if name in names)
+            raise ValueError(f'{name} is an option of task="{owner}"; task="{task}" takes {", ".join(_OPTIONS[task])}.')
+    scales = tuple(options.get("scales", (1.0,)))
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales must be one or more positive numbers, got {scales}.")
+
+
+def _checked_tile(tile: int | tuple[int, int] | None, overlap: float | None) -> tuple[tuple[int, int] | None, float]:
+    if tile is None:
+        if overlap is not None:
+            raise ValueError("tile_overlap says by how much tiles overlap; pass tile, their size in pixels, too.")
+        return None, 0.0
+    height, width = (tile, tile) if isinstance(tile, int) else tile
+    if min(height, width) < 1:
+        raise ValueError(f"tile is a positive size in pixels, or (height, width), got {tile}.")
+    overlap = 0.25 if overlap is None else overlap
+    if not 0 <= overlap < 1:
+        raise ValueError(f"tile_overlap is a share of the tile in [0, 1), got {overlap}.")
+    return (height, width), overlap
+
+
+def _things(classes: Classes | None) -> frozenset[int]:
+    if classes is None:
+        raise ValueError(
+            'task="panoptic" must know which classes are things (their instances are told apart): set model.classes, '
+            "or pass classes=m2f_lab.data.Classes(names, colors, things)."
+        )
+    return classes.things
