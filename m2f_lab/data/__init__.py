@@ -1,0 +1,58 @@
+"""From files to training batches: readers, transforms, loading, and an audit that finds what would train wrongly.
+
+dataset = open_dataset("ade20k", "data/ADEChallengeData2016", "train")
+print(audit(dataset, limit=200))
+batches = training_batches(dataset, recipe.data, batch_size=16, seed=0, num_batches=100)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m2f_lab.data.ade20k import open_ade20k
+from m2f_lab.data.audit import AuditReport, audit
+from m2f_lab.data.cityscapes import open_cityscapes, split_instance_ids
+from m2f_lab.data.colors import colorize, distinct_colors, overlay
+from m2f_lab.data.dataset import Classes, DataError, Dataset, Sample, read_image, read_label
+from m2f_lab.data.folder import open_folder
+from m2f_lab.data.loading import Batch, training_batches
+from m2f_lab.data.transforms import TrainingTransform, resized_size
+
+__all__ = [
+    "AuditReport",
+    "Batch",
+    "Classes",
+    "DataError",
+    "Dataset",
+    "Sample",
+    "TrainingTransform",
+    "audit",
+    "colorize",
+    "distinct_colors",
+    "open_dataset",
+    "overlay",
+    "read_image",
+    "read_label",
+    "resized_size",
+    "split_instance_ids",
+    "training_batches",
+]
+
+_READERS = {"ade20k": open_ade20k, "cityscapes": open_cityscapes, "folder": open_folder}
+
+
+def open_dataset(name: str, root: str | Path, split: str, *, strict: bool = True) -> Dataset:
+    """Open a data set.
+
+    Args:
+        name: "ade20k", "cityscapes", or "folder" for your own images in ADE20K's layout with a classes.txt
+        root: the folder it lies in; data/README.md shows the layouts
+        split: "train" or "val"
+        strict: refuse images without labels now rather than when their turn comes. False is for `audit`.
+
+    Raises:
+        DataError: folders or labels are missing, or there are no images.
+    """
+    if name not in _READERS:
+        raise ValueError(f"There is no data set called {name!r}; there are {', '.join(_READERS)}.")
+    return _READERS[name](root, split, strict)

@@ -1,0 +1,288 @@
+"""Look at every file of a data set before a GPU does: what is labelled as what, and what would train wrongly.
+
+K classes, H/W height/width.
+
+Mistakes in labels seldom stop a training run. They lower its figures, and nobody knows why: ids shifted by one, void
+trained as a class, labels resized with interpolation. All of them show in the counts of the raw ids.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from m2f_lab.data.dataset import DataError, Dataset, check_same_size, few, read_image
+from m2f_lab.structures import IGNORE
+
+
+@dataclass
+class IdCount:
+    """How often a raw id occurs.
+
+    Attributes:
+        pixels: over all labels
+        images: how many labels contain it
+        first: the first label file that does
+    """
+
+    pixels: int = 0
+    images: int = 0
+    first: Path | None = None
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What `audit` found. `print` it.
+
+    Attributes:
+        dataset: the data set
+        num_images: how many images were looked at
+        counts: by raw id, known or not
+        problems: files that stop training, by kind ("no label", "other size", "unreadable"); each a sentence that
+            names the files
+        unlabelled: images without a single pixel that has a class
+        hints: what the counts look like, in words; they may be innocent
+    """
+
+    dataset: Dataset
+    num_images: int
+    counts: dict[int, IdCount]
+    problems: dict[str, list[str]]
+    unlabelled: list[Path]
+    hints: list[str] = field(default_factory=list)
+
+    @property
+    def unknown_ids(self) -> list[int]:
+        """Raw ids that the data set does not know."""
+        return sorted(set(self.counts) - set(self.dataset.train_ids))
+
+    @property
+    def never_seen(self) -> list[int]:
+        """Classes, as train ids, of which there is no pixel."""
+        seen = {self.dataset.train_ids.get(raw_id) for raw_id in self.counts}
+        return [train_id for train_id in range(len(self.dataset.classes)) if train_id not in seen]
+
+    @property
+    def num_pixels(self) -> int:
+        return sum(count.pixels for count in self.counts.values())
+
+    def share(self, *raw_ids: int) -> float:
+        """Which part of all pixels has one of these raw ids, in 0…1."""
+        return sum(self.counts[i].pixels for i in raw_ids if i in self.counts) / max(1, self.num_pixels)
+
+    def raise_if_wrong(self) -> None:
+        """Raise a DataError that lists everything that would stop training or make it learn what is not there."""
+        wrong = [line for sentences in self.problems.values() for line in _first(sentences)]
+        wrong += [
+            f"{self.counts[raw_id].first} holds the unknown id {raw_id} "
+            f"({self.counts[raw_id].pixels} pixels in {self.counts[raw_id].images} labels)."
+            for raw_id in self.unknown_ids
+        ]
+        if self.num_images and len(self.unlabelled) == self.num_images:
+            wrong.append(f"None of the {self.num_images} labels under {self.dataset.root} has a pixel with a class.")
+        if wrong:
+            wrong += [f"Hint: {hint}" for hint in self.hints]
+            raise DataError("\n- ".join([f"{_title(self.dataset)} would train wrongly:", *wrong]))
+
+    def __str__(self) -> str:
+        return "\n".join((*_heading(self), *_table(self), *_findings(self)))
+
+
+def audit(dataset: Dataset, limit: int | None = None) -> AuditReport:
+    """Read the images and labels of a data set and count what is in them.
+
+    Args:
+        dataset: opened with `strict=False` if labels may be missing
+        limit: look at so many images only, spread evenly; None: at all
+
+    Returns:
+        A report to print; its `raise_if_wrong()` stops a script.
+    """
+    indices = range(len(dataset))
+    if limit is not None and limit < len(dataset):
+        indices = np.linspace(0, len(dataset) - 1, limit).round().astype(int).tolist()
+    counts: dict[int, IdCount] = defaultdict(IdCount)
+    problems: dict[str, list[str]] = {"no label": [], "other size": [], "unreadable": []}
+    unlabelled: list[Path] = []
+    for index in tqdm(indices, desc=f"audit {dataset.name} {dataset.split}", unit="image", disable=None):
+        _audit_one(dataset, index, counts, problems, unlabelled)
+    report = AuditReport(dataset, len(indices), dict(sorted(counts.items())), problems, unlabelled)
+    report.hints.extend(hint for look in _HINTS if (hint := look(report)))
+    return report
+
+
+def _audit_one(
+    dataset: Dataset,
+    index: int,
+    counts: dict[int, IdCount],
+    problems: dict[str, list[str]],
+    unlabelled: list[Path],
+) -> None:
+    image_path, label_path = dataset.image_paths[index], dataset.label_paths[index]
+    image = raw = None
+    try:
+        image = read_image(image_path)
+    except DataError as error:
+        problems["unreadable"].append(str(error))
+    try:
+        raw = dataset.raw_label(index)
+    except DataError as error:
+        problems["unreadable" if label_path.is_file() else "no label"].append(str(error))
+    if raw is None:
+        return
+    if image is not None:
+        try:
+            check_same_size(image_path, image, label_path, raw)
+        except DataError as error:
+            problems["other size"].append(str(error))
+    ids, pixels = np.unique(raw, return_counts=True)
+    for raw_id, number in zip(ids.tolist(), pixels.tolist(), strict=True):
+        count = counts[raw_id]
+        count.pixels += number
+        count.images += 1
+        count.first = count.first or label_path
+    if all(dataset.train_ids.get(raw_id, IGNORE) == IGNORE for raw_id in ids.tolist()):
+        unlabelled.append(label_path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The report in words
+
+
+def _title(dataset: Dataset) -> str:
+    return f"{dataset.name} {dataset.split} in {dataset.root}"
+
+
+def _heading(report: AuditReport) -> list[str]:
+    total = len(report.dataset)
+    part = f"{report.num_images} images" if report.num_images == total else f"{report.num_images} of {total} images"
+    return [f"{_title(report.dataset)}: {part}, {report.num_pixels:,} pixels", ""]
+
+
+def _table(report: AuditReport) -> list[str]:
+    names = {raw_id: _name(report.dataset, raw_id) for raw_id in report.counts}
+    width = max([len("class"), *map(len, names.values())])
+    lines = [f"{'raw id':>6}  {'train id':>8}  {'class':<{width}}  {'pixels':>14}  {'share':>8}  {'images':>6}"]
+    for raw_id, count in report.counts.items():
+        train_id = report.dataset.train_ids.get(raw_id)
+        shown = {None: "?", IGNORE: "ignored"}.get(train_id, train_id)
+        lines.append(
+            f"{raw_id:>6}  {shown:>8}  {names[raw_id]:<{width}}  {count.pixels:>14,}  "
+            f"{100 * report.share(raw_id):>6.2f} %  {count.images:>6}"
+        )
+    return lines
+
+
+def _name(dataset: Dataset, raw_id: int) -> str:
+    train_id = dataset.train_ids.get(raw_id)
+    if train_id is None:
+        return "UNKNOWN"
+    return "–" if train_id == IGNORE else dataset.classes.names[train_id]
+
+
+def _findings(report: AuditReport) -> list[str]:
+    names = report.dataset.classes.names
+    lines = [""]
+    if report.never_seen:
+        lines.append(f"Never seen ({len(report.never_seen)}): {few([names[i] for i in report.never_seen], 20)}")
+    if report.unlabelled:
+        lines.append(
+            f"Without any labelled pixel ({len(report.unlabelled)}): {few([path.name for path in report.unlabelled])}"
+        )
+    if report.unknown_ids:
+        lines.append(f"UNKNOWN IDS: {', '.join(map(str, report.unknown_ids))}")
+    for kind, sentences in report.problems.items():
+        if sentences:
+            lines.append(f"{kind.upper()} ({len(sentences)}):")
+            lines += [f"  {line}" for line in _first(sentences)]
+    lines += [f"Hint: {hint}" for hint in report.hints]
+    if not any(report.problems.values()) and not report.unknown_ids:
+        lines.append("Every label fits its image and holds known ids only.")
+    return lines
+
+
+def _first(sentences: list[str], most: int = 20) -> list[str]:
+    return sentences if len(sentences) <= most else [*sentences[:most], f"and {len(sentences) - most} more"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the counts may mean. Each looks at a report and says a sentence, or nothing.
+
+
+def _looks_shifted_down(report: AuditReport) -> str | None:
+    """0 is a class and everything is one too low: somebody has subtracted the one already."""
+    last = len(report.dataset.classes)
+    if report.dataset.name == "cityscapes" or last in report.counts or 0 not in report.counts:
+        return None
+    if 255 in report.counts or report.share(0) > 0.12 or report.never_seen == [last - 1]:
+        also = ", and 255 occurs, the usual id of ignored pixels" if 255 in report.counts else ""
+        return (
+            f"The ids may be one too low. Id {last} ({report.dataset.classes.names[-1]}) never occurs, while id 0, "
+            f"unlabelled here, covers {100 * report.share(0):.0f} % of the pixels{also}. Labels that were shifted to "
+            "0…K-1 already must be shifted back: add 1, and make 255 a 0."
+        )
+    return None
+
+
+def _looks_shifted_up(report: AuditReport) -> str | None:
+    """Ids run to K + 1: there are more classes than lines in classes.txt, or everything was shifted twice."""
+    last = len(report.dataset.classes)
+    if report.dataset.name == "cityscapes" or report.unknown_ids != [last + 1]:
+        return None
+    return (
+        f"The ids run to {last + 1}, one more than there are classes. Either a class is missing (line {last + 1} of a "
+        "classes.txt), or the labels were shifted up once too often."
+    )
+
+
+def _names_unlabelled(report: AuditReport) -> str | None:
+    first = report.dataset.classes.names[0]
+    if report.dataset.name != "folder" or first.lower() not in (
+        "unlabelled", "unlabeled", "background", "void", "ignore", "other", "none", "_background_"
+    ):  # fmt: skip
+        return None
+    return (
+        f"The first line of classes.txt is {first!r}. It names id 1; id 0 is unlabelled and has no line. If {first!r} "
+        "is id 0 in your labels, every class is named one too low: take the line away."
+    )
+
+
+def _looks_like_train_ids(report: AuditReport) -> str | None:
+    if report.dataset.name != "cityscapes" or not report.counts or max(set(report.counts) - {255}, default=0) > 18:
+        return None
+    return (
+        "No id above 18 occurs, except perhaps 255: these look like trainIds. The labels must be labelIds, as in "
+        "gtFine_labelIds.png; the shift to trainIds happens when they are read."
+    )
+
+
+def _looks_interpolated(report: AuditReport) -> str | None:
+    rare = [raw_id for raw_id in report.unknown_ids if report.share(raw_id) < 0.001]
+    if len(rare) < 10:
+        return None
+    return (
+        f"There are {len(rare)} unknown ids with few pixels each. Labels look so after resizing with interpolation, "
+        "after JPEG compression, or when they show classes as grey levels for the eye; export them again."
+    )
+
+
+def _mostly_ignored(report: AuditReport) -> str | None:
+    ignored = report.share(*(raw_id for raw_id, train_id in report.dataset.train_ids.items() if train_id == IGNORE))
+    if ignored <= 0.5:
+        return None
+    return f"{100 * ignored:.0f} % of the pixels are ignored; there is little to learn from the rest."
+
+
+_HINTS: tuple[Callable[[AuditReport], str | None], ...] = (
+    _looks_shifted_down,
+    _looks_shifted_up,
+    _names_unlabelled,
+    _looks_like_train_ids,
+    _looks_interpolated,
+    _mostly_ignored,
+)

@@ -1,0 +1,275 @@
+"""What every data set is: classes, and pairs of an image and a map of class ids.
+
+K classes, H/W height/width.
+
+On disk every data set numbers its classes in its own way. Those numbers are called raw ids here and become train ids,
+0…K-1 or 255 for pixels to ignore, in exactly one place: `Dataset.to_label_map`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from m2f_lab.structures import IGNORE
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+SPLITS = ("train", "val")
+
+
+class DataError(ValueError):
+    """Something on disk is not as it must be. The message names the file, what was expected and the way out."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the K train ids mean.
+
+    Attributes:
+        names: one per class. K × str
+        colors: red, green, blue in 0…255, for pictures. K × (r, g, b)
+        things: the classes whose instances are told apart; all others are stuff
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    things: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.names) < IGNORE:
+            raise ValueError(f"There must be 1 to {IGNORE - 1} classes, got {len(self.names)}: a label map is uint8.")
+        if len(self.colors) != len(self.names):
+            raise ValueError(f"There are {len(self.names)} class names but {len(self.colors)} colours.")
+        outside = sorted(thing for thing in self.things if not 0 <= thing < len(self.names))
+        if outside:
+            raise ValueError(f"Classes {outside} are called things, but the last class is {len(self.names) - 1}.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its labels.
+
+    Attributes:
+        name: the image's file name without folder and ending
+        image: red, green, blue. uint8 [H, W, 3]
+        label_map: train ids 0…K-1, or 255 to ignore a pixel. uint8 [H, W]
+    """
+
+    name: str
+    image: np.ndarray
+    label_map: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A list of samples that are read when they are asked for. Open one with `open_dataset`.
+
+    Attributes:
+        name: "ade20k", "cityscapes" or "folder"
+        root: the folder that holds images and labels
+        split: "train" or "val"
+        classes: names, colours and things of the K train ids
+        image_paths: one file per sample, sorted
+        label_paths: the label of each image, in the same order
+        train_ids: train id of every raw id there may be; 255 for those to ignore
+    """
+
+    name: str
+    root: Path
+    split: str
+    classes: Classes
+    image_paths: tuple[Path, ...]
+    label_paths: tuple[Path, ...]
+    train_ids: Mapping[int, int]
+
+    def __len__(self) -> int:
+        return len(self.image_paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image and its labels.
+
+        Raises:
+            DataError: a file is missing or unreadable, the sizes differ, or the label holds an unknown raw id.
+        """
+        image_path, label_path = self.image_paths[index], self.label_paths[index]
+        image, raw = read_image(image_path), self.raw_label(index)
+        check_same_size(image_path, image, label_path, raw)
+        return Sample(self.sample_name(index), image, self.to_label_map(raw, source=str(label_path)))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def sample_name(self, index: int) -> str:
+        return self.image_paths[index].stem.removesuffix("_leftImg8bit")
+
+    def raw_label(self, index: int) -> np.ndarray:
+        """The ids as they are in the file. integers [H, W]"""
+        path = self.label_paths[index]
+        if not path.is_file():
+            raise DataError(
+                f"{self.image_paths[index]} has no label: there is no {path}. Add the label or take the image away."
+            )
+        return read_label(path)
+
+    def to_label_map(self, raw: np.ndarray, source: str = "The label") -> np.ndarray:
+        """Raw ids → train ids. Apply it once.
+
+        Args:
+            raw: ids as they are in the file. integers [H, W]
+            source: what to call the label in an error; its file name, usually
+
+        Returns:
+            Train ids 0…K-1, 255 for pixels to ignore. uint8 [H, W]
+
+        Raises:
+            DataError: an id is not one of `train_ids`.
+        """
+        table = self._table
+        # One look-up does both jobs: unknown ids become -1. Ids beyond the table are clipped onto its last entry, -1.
+        ids = raw if raw.dtype == np.uint8 else raw.astype(np.int64).clip(-1, len(table) - 1)
+        label_map = table.take(ids, mode="wrap")
+        if label_map.size and label_map.min() < 0:
+            unknown = np.unique(raw[label_map < 0])
+            raise DataError(
+                f"{source} holds the {_count(len(unknown), 'unknown id')} {few(unknown.tolist())}. {self.name} knows "
+                f"{_ranges(self.train_ids)}. Look at the whole data set with "
+                f"print(audit(open_dataset({self.name!r}, {str(self.root)!r}, {self.split!r}))); it also says what the "
+                "ids may mean."
+            )
+        return label_map.astype(np.uint8)
+
+    def to_raw(self, label_map: np.ndarray) -> np.ndarray:
+        """Train ids → raw ids, as evaluation servers want them; 255 becomes 0. integers [H, W] → uint8 [H, W]"""
+        table = np.zeros(IGNORE + 1, np.uint8)
+        for raw_id, train_id in self.train_ids.items():
+            if train_id != IGNORE:
+                table[train_id] = raw_id
+        return table[label_map]
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """Train id of every raw id, -1 for unknown ones; the last entry belongs to no id."""
+        table = np.full(max(256, max(self.train_ids) + 1) + 1, -1, np.int16)
+        table[list(self.train_ids)] = list(self.train_ids.values())
+        return table
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as red, green, blue, turned upright if its EXIF data says so. uint8 [H, W, 3]"""
+    with _explaining_failure(path), Image.open(path) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(image.convert("RGB"))
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """Read a file with one id per pixel (palettes are left alone). integers [H, W]"""
+    with _explaining_failure(path), Image.open(path) as image:
+        mode, ids = image.mode, np.asarray(image)
+    if ids.ndim != 2 or ids.dtype.kind not in "uib":
+        raise DataError(
+            f"{path} is not a label: it has mode {mode}, but a label has one channel of class ids (8-bit greyscale or "
+            "palette). If it shows classes as colours, translate the colours to ids first."
+        )
+    return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+def check_same_size(image_path: Path, image: np.ndarray, label_path: Path, label: np.ndarray) -> None:
+    if image.shape[:2] != label.shape:
+        (h, w), (label_h, label_w) = image.shape[:2], label.shape
+        raise DataError(
+            f"{label_path} is {label_w} × {label_h} pixels, but its image {image_path} is {w} × {h}. Labels must have "
+            "the size of their image; export them again, or resize them with nearest neighbours."
+        )
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}.")
+
+
+def check_layout(title: str, root: Path, folders: Iterable[Path], layout: str) -> None:
+    """Raise a DataError that shows the expected layout and what is there, unless all folders exist."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(
+                f"No {title} here: there is no folder {folder}.\n"
+                f"Expected:\n{layout}\nFound:\n  {describe_folder(root)}\n"
+                "data/README.md says where each data set comes from and how it is laid out; "
+                "m2f_lab.data.write_ade20k and write_cityscapes draw one to practise on."
+            )
+
+
+def check_pairs(title: str, pairs: list[tuple[Path, Path]], folder: Path, strict: bool) -> None:
+    """Raise a DataError if there are no images, or, when `strict`, if labels are missing."""
+    if not pairs:
+        raise DataError(
+            f"{title} is empty: no image ({', '.join(IMAGE_SUFFIXES)}) in {folder}. {describe_folder(folder)}"
+        )
+    missing = [(image, label) for image, label in pairs if not label.is_file()]
+    if strict and missing:
+        image, label = missing[0]
+        raise DataError(
+            f"{title}: {_count(len(missing), 'image')} of {len(pairs)} without a label. {image} would need {label}; "
+            f"without one: {few([image.name for image, _ in missing])}. Add the labels or take the images away; "
+            "open_dataset(…, strict=False) opens what is there, for audit."
+        )
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """Those that are images, sorted; hidden files (macOS leaves ._name.jpg behind) are not."""
+    return sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
+def describe_folder(folder: Path) -> str:
+    """One line on what is in a folder, or on the nearest folder above it that exists."""
+    if not folder.is_dir():
+        above = next(parent for parent in folder.absolute().parents if parent.is_dir())
+        return f"{folder} does not exist. {describe_folder(above)}"
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    return f"{folder} holds {few(names)}." if names else f"{folder} is empty."
+
+
+@contextmanager
+def _explaining_failure(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}.") from None
+    # What Pillow raises on broken files, depending on the format and on where they are broken.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise DataError(
+            f"{path} cannot be read as an image: {error}. It may be truncated or not an image at all; copy or download "
+            "it again, or take it and its partner away."
+        ) from error
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def few(items: list, most: int = 8) -> str:
+    """Name some, count the rest."""
+    shown = ", ".join(map(str, items[:most]))
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 5 → "0–2, 5"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}–{last}" if first != last else f"{first}" for first, last in runs)
