@@ -1,0 +1,61 @@
+# The first three start from a machine with Python 3.10+ and make, nothing else; `make help` says what there is.
+#
+#   PYTHON=…       the Python that .venv is made from
+#   PY=python      use the environment you are in (conda, for example) instead of .venv
+#   TORCH_INDEX=…  where torch comes from; see tools/setup.sh
+#   WORKERS=…      processes that run tests side by side
+
+PY ?= .venv/bin/python
+WORKERS ?= 2
+USERS_SETUP := $(if $(filter .venv/bin/python,$(PY)),.venv/.installed)
+DEVELOPERS_SETUP := $(if $(filter .venv/bin/python,$(PY)),.venv/.installed-dev)
+# Small models run fastest on one thread each, and one thread adds up in the same order everywhere.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(PY) -m pytest -q
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=tests/nbval_sanitize.cfg
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help quickstart test lab notebooks lint unit-tests notebook-tests browser-tests install lock clean
+
+help:  ## say what there is
+	@grep -hE '^[a-z-]+:.*  ## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 24
+
+quickstart: $(USERS_SETUP)  ## install, draw scenes, train a tiny model, leave a page with pictures
+	@$(PY) tools/run_notebooks.py quickstart
+
+test: unit-tests notebook-tests browser-tests  ## everything below, one after the other
+
+lint: $(DEVELOPERS_SETUP)  ## ruff, notebooks included
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+unit-tests: $(DEVELOPERS_SETUP)  ## pytest and ruff, without notebooks and browser
+	@$(PYTEST) -n $(WORKERS) tests --ignore=tests/browser
+
+notebook-tests: $(DEVELOPERS_SETUP)  ## run every notebook and compare with what is committed
+	@$(PYTEST) -n $(WORKERS) --dist loadfile $(NBVAL) notebooks
+
+browser-tests: $(DEVELOPERS_SETUP)  ## run notebooks in a real Chromium
+	@$(PYTEST) tests/browser
+
+lab: $(USERS_SETUP)  ## open JupyterLab on notebooks/; ARGS="--no-browser --ip=…" for a server
+	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks
+
+notebooks: $(DEVELOPERS_SETUP)  ## run the notebooks and write them back; NOTEBOOKS=… for some of them
+	@$(ONE_THREAD) $(PY) tools/run_notebooks.py execute $(NOTEBOOKS)
+
+install: .venv/.installed-dev  ## create .venv with all that developers need
+.venv/.installed: pyproject.toml requirements.lock tools/setup.sh
+	@PYTHON="$(PYTHON)" sh tools/setup.sh
+	@touch $@
+.venv/.installed-dev: pyproject.toml requirements.lock tools/setup.sh
+	@PYTHON="$(PYTHON)" sh tools/setup.sh dev
+	@touch .venv/.installed $@
+
+lock:  ## renew requirements.lock from pyproject.toml; UPGRADE=--upgrade for the newest versions
+	@UPGRADE="$(UPGRADE)" PYTHON="$(PYTHON)" sh tools/lock.sh
+
+clean:  ## remove .venv and caches; data and training runs stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache tests/artefacts runs/quickstart
+	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
