@@ -35,7 +35,7 @@ def tiled(scores_of: Callable[[Tensor], Rows], image: Tensor, tile: tuple[int, i
     as many pixels as tiles overlap; all weights are positive, and are divided by their sum.
 
     A tile goes through the model when its first row is asked for and is forgotten after its last, so that reading from
-    top to bottom keeps one row of tiles (two where they overlap), whatever the size of the image.
+    top to bottom keeps the two rows of tiles that overlap (or as many as one strip touches), however long the image.
 
     Args:
         scores_of: class scores of one tile [1, 3, h, w] → [K, h, w]

@@ -1,0 +1,358 @@
+"""mIoU and its relatives: by hand, against detectron2's formula, over the data set, and end to end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from m2f_lab import recipes
+from m2f_lab.data import DataError
+from m2f_lab.evaluation import SemanticEvaluator, evaluate, format_table
+from m2f_lab.structures import MaskLogits, Output, Prediction
+
+CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
+
+
+def measure(num_classes: int, *pairs) -> dict:
+    evaluator = SemanticEvaluator(num_classes)
+    for predicted, truth in pairs:
+        evaluator.update(np.array(predicted, np.uint8), np.array(truth, np.uint8))
+    return evaluator.result()
+
+
+def detectron2_result(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> dict:
+    """The definitions of detectron2's SemSegEvaluator, class by class, without a matrix."""
+    known = truth != 255
+    iou, accuracy, weights = [], [], []
+    for k in range(num_classes):
+        true, said = (truth == k) & known, (predicted == k) & known
+        if true.any():
+            iou.append((true & said).sum() / (true | said).sum())
+            accuracy.append((true & said).sum() / true.sum())
+            weights.append(true.sum() / known.sum())
+    return {
+        "mIoU": 100 * np.mean(iou),
+        "fwIoU": 100 * np.dot(iou, weights),
+        "mACC": 100 * np.mean(accuracy),
+        "pACC": 100 * (predicted == truth)[known].mean(),
+    }
+
+
+# By hand
+
+
+def test_two_by_two_by_hand():
+    """Class 0: one of two pixels right, none taken wrongly: 1/2. Class 1: both right, one taken wrongly: 2/3."""
+    result = measure(2, ([[0, 1], [1, 1]], [[0, 0], [1, 1]]))
+    assert result["mIoU"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
+    assert result["fwIoU"] == pytest.approx(100 * (1 / 2 * 1 / 2 + 1 / 2 * 2 / 3))
+    assert result["mACC"] == pytest.approx(100 * (1 / 2 + 1) / 2)
+    assert result["pACC"] == pytest.approx(75)
+    assert result["num_images"] == 1
+    assert result["classes"] == [
+        {"name": "0", "IoU": pytest.approx(50), "accuracy": pytest.approx(50), "share": pytest.approx(50)},
+        {"name": "1", "IoU": pytest.approx(200 / 3), "accuracy": pytest.approx(100), "share": pytest.approx(50)},
+    ]
+
+
+def test_ignored_pixels_do_not_count_whatever_is_predicted_there():
+    truth = [[0, 0], [255, 1]]
+    for there in (0, 1, 2):
+        result = measure(3, ([[0, 0], [there, 1]], truth))
+        assert [result[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")] == [100] * 4
+
+
+def test_a_class_that_is_nowhere_in_the_truth_is_left_out_of_the_means():
+    """Class 2 is predicted by mistake: it lowers the IoU of class 0, and has none of its own."""
+    result = measure(4, ([[0, 2], [1, 1]], [[0, 0], [1, 1]]))
+    assert result["mIoU"] == pytest.approx((50 + 100) / 2)
+    assert result["mACC"] == pytest.approx((50 + 100) / 2)
+    assert [c["IoU"] for c in result["classes"]] == [pytest.approx(50), pytest.approx(100), None, None]
+    assert [c["accuracy"] for c in result["classes"]] == [pytest.approx(50), pytest.approx(100), None, None]
+    assert json.loads(json.dumps(result, allow_nan=False)) == result, "goes into a JSON file as it is"
+
+
+def test_a_class_that_is_never_found_counts_as_zero():
+    assert measure(2, ([[0, 0]], [[0, 1]]))["mIoU"] == pytest.approx((50 + 0) / 2)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 19, 150, 255])
+def test_random_maps_agree_with_detectron2s_definitions(num_classes):
+    rng = np.random.default_rng(num_classes)
+    truth = rng.integers(0, num_classes, (40, 57), dtype=np.uint8)
+    truth[truth == 1] = 0  # a class that is only predicted
+    predicted = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, num_classes, truth.shape)).astype(
+        np.uint8
+    )
+    truth[rng.random(truth.shape) < 0.1] = 255
+    result = measure(num_classes, (predicted, truth))
+    for name, value in detectron2_result(predicted, truth, num_classes).items():
+        assert result[name] == pytest.approx(value, rel=1e-9), name
+
+
+# Over the data set
+
+
+def test_counts_are_added_up_over_the_data_set_not_figures_averaged():
+    """Class 1 covers one pixel of the first image, missed, and all of the second, found."""
+    first = ([[0, 0, 0, 0]], [[0, 0, 0, 1]])
+    second = ([[1, 1, 1, 1]], [[1, 1, 1, 1]])
+    result = measure(2, first, second)
+    assert result["mIoU"] == pytest.approx(100 * (3 / 4 + 4 / 5) / 2)
+    mean_of_images = (measure(2, first)["mIoU"] + measure(2, second)["mIoU"]) / 2
+    assert mean_of_images == pytest.approx((37.5 + 100) / 2)
+    assert abs(result["mIoU"] - mean_of_images) > 5
+
+
+def test_the_order_of_truth_and_prediction_matters():
+    evaluator = SemanticEvaluator(2)
+    evaluator.update(np.array([[1, 1]], np.uint8), np.array([[0, 0]], np.uint8))
+    assert evaluator.matrix.tolist() == [[0, 2], [0, 0]], "rows are the truth"
+
+
+def random_pairs(count: int) -> list:
+    rng = np.random.default_rng(0)
+    return [
+        (rng.integers(0, 4, (9, 11), dtype=np.uint8), rng.integers(0, 4, (9, 11), dtype=np.uint8)) for _ in range(count)
+    ]
+
+
+def test_merging_equals_counting_everything_in_one_place():
+    pairs = random_pairs(5)
+    parts = [SemanticEvaluator(4), SemanticEvaluator(4)]
+    for i, pair in enumerate(pairs):
+        parts[i % 2].update(*pair)
+    parts[0].merge(parts[1])
+    assert parts[0].result() == measure(4, *pairs)
+    with pytest.raises(ValueError, match="5 classes into those of 4"):
+        parts[0].merge(SemanticEvaluator(5))
+
+
+def _count_in_process(rank: int, store: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    pairs = random_pairs(5)
+    evaluator = SemanticEvaluator(4)
+    for pair in pairs[rank::2]:
+        evaluator.update(*pair)
+    evaluator.all_reduce()
+    assert evaluator.result() == measure(4, *pairs)
+    torch.distributed.destroy_process_group()
+
+
+def test_all_processes_end_up_with_the_sum(tmp_path):
+    torch.multiprocessing.spawn(_count_in_process, (str(tmp_path / "store"),), nprocs=2)
+
+
+def test_predictions_tensors_and_wide_integers_are_accepted():
+    (predicted, truth), expected = random_pairs(1)[0], measure(4, *random_pairs(1))
+    for given in (Prediction("semantic", label_map=predicted), torch.from_numpy(predicted), predicted.astype(np.int64)):
+        evaluator = SemanticEvaluator(4)
+        evaluator.update(given, truth.astype(np.int32))
+        assert evaluator.result() == expected
+
+
+# Errors
+
+
+def test_maps_that_cannot_be_compared_are_refused():
+    evaluator = SemanticEvaluator(3)
+    good = np.zeros((4, 6), np.uint8)
+    with pytest.raises(ValueError, match=r"prediction is \[6, 4\], the truth \[4, 6\].*Resize the class scores"):
+        evaluator.update(good.T, good)
+    with pytest.raises(ValueError, match=r"The prediction holds \[3\], but there are 3 classes, 0…2\."):
+        evaluator.update(good + 3, good)
+    with pytest.raises(ValueError, match=r"The prediction holds \[255\]"):
+        evaluator.update(good + 255, good)
+    with pytest.raises(ValueError, match=r"The truth holds \[7\], .* \(and 255 for pixels to ignore\)"):
+        evaluator.update(good, good + 7)
+    with pytest.raises(ValueError, match="The truth holds -1…-1"):
+        evaluator.update(good, good.astype(np.int64) - 1)
+    with pytest.raises(ValueError, match="The prediction holds 256…256"):
+        evaluator.update(good.astype(np.int64) + 256, good)
+    with pytest.raises(ValueError, match='task="panoptic" has no label_map'):
+        evaluator.update(Prediction("panoptic"), good)
+    assert evaluator.num_images == 0
+    assert not evaluator.matrix.any(), "what was refused was not counted"
+
+
+def test_nothing_to_evaluate_is_an_error_not_a_nan():
+    evaluator = SemanticEvaluator(3)
+    evaluator.update(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))
+    with pytest.raises(ValueError, match="1 images without one labelled pixel"):
+        evaluator.result()
+
+
+def test_impossible_numbers_of_classes_are_refused():
+    for num_classes in (0, 256):
+        with pytest.raises(ValueError, match=f"got {num_classes}"):
+            SemanticEvaluator(num_classes)
+    with pytest.raises(ValueError, match="3 classes but 2 names"):
+        SemanticEvaluator(3, ["a", "b"])
+
+
+def test_the_table_shows_every_class_and_a_dash_where_there_is_none():
+    evaluator = SemanticEvaluator(3, ["wall", "window pane", "sofa"])
+    evaluator.update(np.array([[0, 0], [1, 1]], np.uint8), np.array([[0, 0], [0, 1]], np.uint8))
+    lines = format_table(evaluator.result()).splitlines()
+    assert lines[0].split() == ["class", "IoU", "%", "accuracy", "%", "pixels", "%"]
+    assert lines[1].split() == ["wall", "66.67", "66.67", "75.00"]
+    assert lines[2].split() == ["window", "pane", "50.00", "100.00", "25.00"]
+    assert lines[3].split() == ["sofa", "–", "–", "0.00"]
+    assert len({len(line) for line in lines[:4]}) == 1, "columns stand under each other"
+    assert "mIoU 58.33 %" in lines[-1]
+    assert "(1 images)" in lines[-1]
+
+
+# End to end: a data set on disk whose images show their labels as colours, and a model that reads them
+
+
+NUM_CLASSES = 4
+SIZES = ((32, 64), (40, 36), (64, 32))
+
+
+@pytest.fixture
+def data_root(tmp_path) -> Path:
+    """ADE20K's layout: vertical stripes of the classes, 8 pixels wide; label 0 is unlabelled, class k is k + 1."""
+    (tmp_path / "classes.txt").write_text("asphalt\nbush\ncar\ndog\n")
+    for split in ("training", "validation"):
+        images, labels = tmp_path / "images" / split, tmp_path / "annotations" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for i, (height, width) in enumerate(SIZES):
+            classes = np.tile((np.arange(width) // 8 + i) % NUM_CLASSES, (height, 1)).astype(np.uint8)
+            label = classes + 1
+            label[:3] = 0
+            Image.fromarray(np.dstack([40 * classes] * 3)).save(images / f"{i}.png")
+            Image.fromarray(label).save(labels / f"{i}.png")
+    return tmp_path
+
+
+class ColorReader:
+    """Query k finds the pixels of colour 40 k and is sure that they are class k; `mistake` renames a class."""
+
+    def __init__(self, num_classes: int = NUM_CLASSES, mistake: dict | None = None) -> None:
+        self.names = torch.eye(num_classes + 1)[:num_classes]
+        for k, other in (mistake or {}).items():
+            self.names[k] = self.names[other]
+        self.sizes: list[tuple[int, ...]] = []
+
+    def __call__(self, images: torch.Tensor) -> Output:
+        height, width = images.shape[2:]
+        self.sizes.append((height, width))
+        padded = F.pad(images.float(), (0, -width % 32, 0, -height % 32), mode="replicate")
+        value = F.avg_pool2d(padded[:, :1], 4)
+        colors = 40.0 * torch.arange(len(self.names))[:, None, None]
+        masks = 20 - (value - colors).abs()  # (1, K, h, w)
+        identity = torch.eye(len(self.names))[None]
+        return Output([20 * self.names[None]], [MaskLogits(identity, masks)], (height, width), tuple(padded.shape[2:]))
+
+
+@pytest.fixture
+def recipe() -> recipes.Recipe:
+    return recipes.debug_tiny(num_classes=NUM_CLASSES, dataset="folder")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_perfect_model_scores_100(data_root, recipe, num_workers):
+    recipe = recipe.vary(data=dict(num_workers=num_workers))
+    model = ColorReader()
+    result = evaluate(model, recipe, data_root)
+    assert [result[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")] == [100] * 4
+    assert result["num_images"] == len(SIZES)
+    assert model.sizes == list(SIZES), "in order, each at its own size"
+    assert [c["name"] for c in result["classes"]] == ["asphalt", "bush", "car", "dog"]
+
+
+def test_a_model_that_takes_dogs_for_cars(data_root, recipe):
+    result = evaluate(ColorReader(mistake={3: 2}), recipe, data_root)
+    iou = [c["IoU"] for c in result["classes"]]
+    shares = [c["share"] for c in result["classes"]]
+    assert iou == [100, 100, pytest.approx(100 * shares[2] / (shares[2] + shares[3])), 0]
+    assert result["mIoU"] == pytest.approx(np.mean(iou))
+    assert result["pACC"] == pytest.approx(100 - shares[3])
+
+
+def test_the_recipe_says_how_large_the_model_sees_images(data_root, recipe):
+    recipe = recipe.vary(evaluation=dict(shortest_edge=64, longest_edge=100))
+    model = ColorReader()
+    result = evaluate(model, recipe, data_root)
+    assert model.sizes == [(50, 100), (71, 64), (100, 50)]
+    assert result["pACC"] > 85
+    pixels = sum((h - 3) * w for h, w in SIZES)
+    evaluator_pixels = sum(c["share"] for c in result["classes"]) * pixels / 100
+    assert evaluator_pixels == pytest.approx(pixels), "compared at the image's own size"
+
+
+def test_split_limit_and_share_of_the_work(data_root, recipe, capsys):
+    model = ColorReader()
+    assert evaluate(model, recipe, data_root, split="train", limit=2, progress=True)["num_images"] == 2
+    assert model.sizes == list(SIZES[:2])
+    assert "evaluate train: 100%" in capsys.readouterr().err
+    assert evaluate(model, recipe, data_root, limit=99)["num_images"] == 3
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="got 0"):
+        evaluate(model, recipe, data_root, limit=0)
+
+
+def test_processes_share_the_images_and_the_result(data_root, recipe, monkeypatch):
+    """Each process takes its own images; what all_reduce adds up is tested above."""
+    seen, parts = [], []
+    monkeypatch.setattr(SemanticEvaluator, "all_reduce", lambda self: parts.append(self))
+    for rank in range(2):
+        model = ColorReader()
+        evaluate(model, recipe, data_root, rank=rank, world_size=2)
+        seen.append(model.sizes)
+    assert seen == [[SIZES[0], SIZES[2]], [SIZES[1]]]
+    parts[0].merge(parts[1])
+    assert parts[0].result() == evaluate(ColorReader(), recipe, data_root)
+
+
+def test_model_and_data_set_must_have_the_same_classes(data_root, recipe):
+    message = r"predicts 7 classes, but folder in .* has 4\. Build the model with num_classes=4"
+    with pytest.raises(ValueError, match=message):
+        evaluate(ColorReader(7), recipe.vary(model=dict(num_classes=7)), data_root)
+    model = ColorReader(7)
+    model.config = replace(recipe.model, num_classes=7)
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, recipe, data_root)
+    with pytest.raises(ValueError, match="predicts 7 classes, but there are 4"):
+        evaluate(ColorReader(7), recipe, data_root)
+
+
+def test_other_tasks_are_refused(data_root, recipe):
+    with pytest.raises(ValueError, match=r'task="semantic"; the recipe .* has task="panoptic"'):
+        evaluate(ColorReader(), replace(recipe, task="panoptic"), data_root)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_label_is_named_also_from_a_thread(data_root, recipe, num_workers):
+    path = data_root / "annotations" / "validation" / "1.png"
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"1\.png"):
+        evaluate(ColorReader(), recipe.vary(data=dict(num_workers=num_workers)), data_root)
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="the CamVid photographs are not here")
+def test_a_constant_predictor_on_photographs():
+    """The most frequent class at each pixel of the training images; its published reference is 16.7 %."""
+    from m2f_lab.data import open_dataset
+
+    train, val = (open_dataset("folder", CAMVID, split) for split in ("train", "val"))
+    counts = np.zeros((11, 360, 480), np.int64)
+    rows, columns = np.indices((360, 480))
+    for i in range(len(train)):
+        label_map = train.to_label_map(train.raw_label(i))
+        known = label_map != 255
+        counts[label_map[known], rows[known], columns[known]] += 1
+    constant = counts.argmax(0).astype(np.uint8)
+    evaluator = SemanticEvaluator(11, val.classes.names)
+    for i in range(len(val)):
+        evaluator.update(constant, val.to_label_map(val.raw_label(i)))
+    assert evaluator.result()["mIoU"] == pytest.approx(16.7, abs=0.05)
