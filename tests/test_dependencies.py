@@ -97,7 +97,12 @@ def test_conda_users_get_the_same() -> None:
 
 def third_party_imports(sources: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Package → one place that imports it."""
-    own = {"m2f_lab", *(path.stem for path in ROOT.glob("tests/**/*.py")), *(p.stem for p in ROOT.glob("tools/*.py"))}
+    own = {
+        "m2f_lab",
+        "tests",
+        *(path.stem for path in ROOT.glob("tests/**/*.py")),
+        *(p.stem for p in ROOT.glob("tools/*.py")),
+    }
     found = {}
     for place, source in sources:
         for node in ast.walk(ast.parse(source)):
