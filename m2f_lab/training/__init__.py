@@ -1,0 +1,7 @@
+"""Training: one plain loop, checkpoints that continue exactly, and callbacks that report."""
+
+from m2f_lab.training.callbacks import Callback, ProgressBar
+from m2f_lab.training.loop import train
+from m2f_lab.training.run import Run
+
+__all__ = ["Callback", "ProgressBar", "Run", "train"]

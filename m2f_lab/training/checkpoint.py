@@ -1,0 +1,137 @@
+"""Checkpoints: folders that are complete or absent, and hold nothing but numbers and text.
+
+    model.safetensors, config.json           the weights, as `m2f_lab.load_weights` reads them
+    training.safetensors, training.json      what else it takes to continue exactly
+
+No file is pickled: reading one cannot execute code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from m2f_lab.weights import load_weights, save_weights
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        iteration: optimiser steps taken; also the number of the next batch, and with the seed all random numbers.
+        seconds: spent training, over all sessions.
+        num_rows: rows written to `metrics.jsonl`.
+        evaluated: the iteration of the last evaluation.
+        best: the row of the best evaluation.
+    """
+
+    iteration: int = 0
+    seconds: float = 0.0
+    num_rows: int = 0
+    evaluated: int = 0
+    best: dict | None = None
+
+
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, progress: Progress
+) -> None:
+    """Write everything that a run continues from; the folder's previous content stays until all is written."""
+
+    def write(new: Path) -> None:
+        save_weights(model, new)
+        words = {"progress": asdict(progress), "scaler": scaler.state_dict()}
+        save_file(_optimizer_tensors(model, optimizer), new / "training.safetensors")
+        (new / "training.json").write_text(json.dumps(words, indent=2) + "\n")
+        for name in ("training.safetensors", "training.json"):
+            with (new / name).open("rb") as file:
+                os.fsync(file.fileno())  # on the disk before the folder gets its name, in case of a power cut
+
+    replace_folder(folder, write)
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Progress:
+    """Read what `save` wrote into the model, the optimiser and the scaler.
+
+    Raises:
+        ValueError: the checkpoint is of another model.
+    """
+    load_weights(model, folder)
+    _restore_optimizer(model, optimizer, load_file(folder / "training.safetensors"), folder)
+    words = json.loads((folder / "training.json").read_text())
+    if words["scaler"]:
+        scaler.load_state_dict(words["scaler"])
+    return Progress(**words["progress"])
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's averages and step counts by parameter name, for example `exp_avg.backbone.network.conv1.weight`."""
+    return {
+        f"{kind}.{name}": value.contiguous()  # safetensors refuses channels-last tensors
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], folder: Path
+) -> None:
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for key, saved in tensors.items():
+        kind, name = key.split(".", 1)
+        if name not in parameters:
+            raise ValueError(
+                f"{folder / 'training.safetensors'} holds the optimiser's state of {name!r}, but the model has "
+                "no such parameter. The checkpoint was written by another version; start anew in another folder."
+            )
+        parameter = parameters[name]
+        if saved.ndim == 0:  # the step count
+            value = saved.to(parameter.device)
+        else:  # in the parameter's own memory format, which the fused optimiser insists on
+            value = torch.empty_like(parameter, requires_grad=False).copy_(saved)
+        optimizer.state[parameter][kind] = value
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Replace a folder so that, whenever the process is killed, the old or the new content can be found, complete.
+
+    Args:
+        folder: the folder; it may be absent.
+        write: fills the new folder it is given.
+    """
+    folder = Path(folder)
+    new, old = _siblings(folder)
+    settle_folder(folder)
+    new.mkdir(parents=True)
+    write(new)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle_folder(folder: Path) -> bool:
+    """Finish or undo a replacement that was cut short; returns whether the folder is there now.
+
+    The old folder makes way only after the new one is complete: where only `.old` and `.new` are found, `.new` is
+    complete; in all other cases it may be half-written.
+    """
+    new, old = _siblings(folder)
+    if not folder.exists() and old.exists():
+        os.replace(new if new.exists() else old, folder)
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder.exists()
+
+
+def _siblings(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")

@@ -1,0 +1,75 @@
+"""Several processes, one per GPU, as `torchrun` starts them; a single process where it did not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+_PATIENCE = timedelta(hours=2)  # the other processes wait while the first one evaluates
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who this process is among those that train together.
+
+    Attributes:
+        rank: its number, 0…size - 1; the first one writes files and calls callbacks.
+        size: how many there are.
+        device: where its model is.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, model: nn.Module) -> nn.Module:
+        """The model whose gradients are averaged over all processes, or the model itself where there is only one."""
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Add up numbers over all processes."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """Join the processes that `torchrun` started, over NCCL on GPUs and gloo on CPUs, and leave them in the end."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield Processes(0, 1, device)
+        return
+    joins = not dist.is_initialized()
+    if joins:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        if joins:
+            dist.destroy_process_group()

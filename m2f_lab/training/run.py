@@ -1,0 +1,178 @@
+"""A run on disk: what was trained, how it went, and the weights.
+
+recipe.json          the recipe, complete
+metrics.jsonl        one JSON object per line: rows of kind "step" and of kind "evaluation"
+checkpoints/last/    what a run continues from
+checkpoints/best/    the weights of the best evaluation
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from m2f_lab.model import Mask2Former
+from m2f_lab.recipes import Recipe
+from m2f_lab.training.checkpoint import settle_folder
+from m2f_lab.weights import load_model
+
+METRIC = "mIoU"
+"""What the best evaluation is chosen by."""
+
+# Fields that may change when a run continues: none of them reaches the weights.
+_FREE = {
+    "name", "notes", "published", "data.num_workers",
+    "optimization.evaluate_every", "optimization.checkpoint_every", "optimization.log_every",
+}  # fmt: skip
+
+
+class Run:
+    """A training run, finished or not. `Run(folder)` opens one from disk.
+
+    Everything is read from the files when it is asked for, so a run can be watched from another process.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({self.recipe.name}, {self.iteration} of {self.recipe.optimization.max_iterations} iterations)"
+
+    @property
+    def recipe(self) -> Recipe:
+        file = self.path / "recipe.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{self.path} is not a run: there is no {file}. A run's folder is train's `out`.")
+        return Recipe.load(file)
+
+    @property
+    def metrics(self) -> list[dict]:
+        """All rows of `metrics.jsonl`, oldest first; `row["kind"]` is "step" or "evaluation"."""
+        return read_rows(self.path / "metrics.jsonl")
+
+    @property
+    def steps(self) -> list[dict]:
+        return [row for row in self.metrics if row["kind"] == "step"]
+
+    @property
+    def evaluations(self) -> list[dict]:
+        return [row for row in self.metrics if row["kind"] == "evaluation"]
+
+    @property
+    def last(self) -> dict | None:
+        """The newest evaluation, for example `run.last["mIoU"]` in percent; None before the first."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def best(self) -> dict | None:
+        """The evaluation with the highest mIoU, whose weights are kept; None before the first."""
+        return max(self.evaluations, key=lambda row: row[METRIC], default=None)  # the first of equals
+
+    @property
+    def iteration(self) -> int:
+        """Steps taken, as far as a checkpoint holds them."""
+        file = self.checkpoint("last") / "training.json"
+        return json.loads(file.read_text())["progress"]["iteration"] if file.is_file() else 0
+
+    @property
+    def finished(self) -> bool:
+        return self.iteration == self.recipe.optimization.max_iterations
+
+    def checkpoint(self, which: str) -> Path:
+        """The folder of the "best" or "last" weights; `load_weights` reads it."""
+        return self.path / "checkpoints" / which
+
+    def model(self, which: str = "best") -> Mask2Former:
+        """The trained model, in evaluation mode on the CPU.
+
+        Args:
+            which: "best" or "last". "best" is "last" where nothing was evaluated yet.
+
+        Raises:
+            FileNotFoundError: the run has no checkpoint yet.
+        """
+        if which not in ("best", "last"):
+            raise ValueError(f'which must be "best" or "last", got {which!r}.')
+        folder = next((f for f in (self.checkpoint(which), self.checkpoint("last")) if f.is_dir()), None)
+        if folder is None:
+            raise FileNotFoundError(f"{self.path} has no checkpoint yet; train(...) writes the first one.")
+        return load_model(folder)
+
+
+def read_rows(file: Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; a last line that is still being written is left out."""
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def append_row(file: Path, row: dict) -> None:
+    with file.open("a") as stream:
+        stream.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def keep_rows(file: Path, num_rows: int) -> None:
+    """Cut `metrics.jsonl` to its first rows: those after the checkpoint will be written again."""
+    rows = read_rows(file)[:num_rows]
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(temporary, file)
+
+
+def open_run(path: Path, recipe: Recipe, resume: str) -> bool:
+    """Prepare a folder for training.
+
+    Args:
+        path: the run's folder; it may be absent.
+        recipe: what will be trained.
+        resume: "auto" continues where there is a checkpoint, "must" insists on one, "never" deletes the run that is
+            there and starts anew.
+
+    Returns:
+        Whether there is a checkpoint to continue from.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe.
+        FileNotFoundError: "must", but there is no checkpoint.
+    """
+    if resume not in ("auto", "must", "never"):
+        raise ValueError(f'resume must be "auto", "must" or "never", got {resume!r}.')
+    last, best = path / "checkpoints" / "last", path / "checkpoints" / "best"
+    continues, has_best = settle_folder(last), settle_folder(best)
+    if resume == "must" and not continues:
+        raise FileNotFoundError(f'{last} does not exist: there is nothing to continue. resume="auto" starts anew then.')
+    if resume != "never" and (continues or has_best):
+        _check_same_recipe(path, recipe)
+    if resume == "never" or not continues:
+        continues = False
+        shutil.rmtree(path / "checkpoints", ignore_errors=True)
+        (path / "metrics.jsonl").unlink(missing_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
+    recipe.save(path / "recipe.tmp")
+    os.replace(path / "recipe.tmp", path / "recipe.json")
+    return continues
+
+
+def _check_same_recipe(path: Path, recipe: Recipe) -> None:
+    there = _flat(json.loads((path / "recipe.json").read_text()))
+    here = _flat(json.loads(json.dumps(asdict(recipe))))
+    fields = [f for f in sorted(there.keys() | here.keys()) if there.get(f) != here.get(f) and f not in _FREE]
+    if fields:
+        lines = "\n".join(f"  {field}: {there.get(field)} there, {here.get(field)} here" for field in fields)
+        raise ValueError(
+            f"{path} holds a run of another recipe. These fields differ:\n{lines}\nChoose another folder, set the "
+            'fields back, or start over with resume="never", which deletes the run that is there.'
+        )
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    """{"data": {"flip": True}} → {"data.flip": True}"""
+    flat = {}
+    for key, value in values.items():
+        name = prefix + key
+        is_part = isinstance(value, dict) and value and name not in _FREE
+        flat |= _flat(value, f"{name}.") if is_part else {name: value}
+    return flat
