@@ -1,0 +1,438 @@
+"""The training loss: against the official numbers, and against the authors' formulas on dense masks."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from m2f_lab.loss import Criterion, Matcher, Matching, NonFiniteError
+from m2f_lab.loss.criterion import average_num_masks, dice_loss, mask_loss
+from m2f_lab.recipes import LossConfig
+from m2f_lab.structures import MaskLogits, Output, Target, sample_points
+
+GOLDEN = Path(__file__).parent / "golden"
+SIZE, PADDED = (29, 45), (32, 64)  # of the images
+K, L, Q, C = 6, 3, 9, 5
+TERMS = ("class", "mask", "dice")
+
+
+def random_output(batch: int = 3, dtype: torch.dtype = torch.float32) -> Output:
+    """An output whose logits and factors are leaves that want gradients."""
+    features = torch.randn(batch, C, PADDED[0] // 4, PADDED[1] // 4, dtype=dtype, requires_grad=True)
+    return Output(
+        class_logits=[torch.randn(batch, Q, K + 1, dtype=dtype, requires_grad=True) for _ in range(L)],
+        masks=[MaskLogits(torch.randn(batch, Q, C, dtype=dtype, requires_grad=True), features) for _ in range(L)],
+        image_size=SIZE,
+        padded_size=PADDED,
+    )
+
+
+def leaves(output: Output) -> list[Tensor]:
+    return [*output.class_logits, *(masks.embeddings for masks in output.masks), output.masks[0].features]
+
+
+def random_target(num_segments: int, size: tuple[int, int] = SIZE) -> Target:
+    numbers = torch.randint(0, num_segments, (4, 5)) if num_segments else torch.full((4, 5), 255)
+    numbers[0, :2] = 255
+    id_map = numbers.repeat_interleave(7, 0)[: size[0]].repeat_interleave(9, 1)[:, : size[1]].to(torch.uint8)
+    return Target.from_id_map(id_map, torch.randint(0, K, (num_segments,)))
+
+
+@pytest.fixture
+def output() -> Output:
+    return random_output()
+
+
+@pytest.fixture
+def targets() -> list[Target]:
+    return [random_target(4), random_target(0), random_target(2, (20, 40))]
+
+
+@pytest.fixture
+def criterion() -> Criterion:
+    return Criterion(K, num_points=40)
+
+
+def official_losses(
+    output: Output, targets: list[Target], matching: Matching, points: Tensor, no_object_weight: float = 0.1
+) -> dict[str, Tensor]:
+    """Prediction by prediction, all masks multiplied out and padded, as the authors write it."""
+    num_masks = max(1, sum(target.num_segments for target in targets))
+    losses = {}
+    for prediction in range(output.num_predictions):
+        here = matching.prediction == prediction
+        image, query, segment = matching.image[here], matching.query[here], matching.segment[here]
+
+        classes = torch.full((len(targets), output.masks[0].num_queries), output.num_classes)
+        for b, q, t in zip(image, query, segment, strict=True):
+            classes[b, q] = targets[b].labels[t]
+        logits = output.class_logits[prediction]
+        weight = torch.ones(output.num_classes + 1, dtype=logits.dtype)
+        weight[-1] = no_object_weight
+        losses[f"{prediction}.class"] = F.cross_entropy(logits.transpose(1, 2), classes, weight)
+
+        masks = output.masks[prediction].dense()[image, query]  # (N, H, W)
+        truth = torch.zeros(len(image), *PADDED, dtype=masks.dtype)
+        for row, (b, t) in enumerate(zip(image, segment, strict=True)):
+            height, width = targets[b].size
+            truth[row, :height, :width] = targets[b].dense()[t]
+        point_logits = sample_points(masks[:, None], points[here])[:, 0]
+        point_truth = sample_points(truth[:, None], points[here])[:, 0]
+        cross_entropy = F.binary_cross_entropy_with_logits(point_logits, point_truth, reduction="none")
+        losses[f"{prediction}.mask"] = cross_entropy.mean(1).sum() / num_masks
+        probability = point_logits.sigmoid()
+        dice = 1 - (2 * (probability * point_truth).sum(-1) + 1) / (probability.sum(-1) + point_truth.sum(-1) + 1)
+        losses[f"{prediction}.dice"] = dice.sum() / num_masks
+    losses["total"] = sum(
+        weight * losses[f"{prediction}.{term}"]
+        for prediction in range(output.num_predictions)
+        for term, weight in zip(TERMS, (2, 5, 5), strict=True)
+    )
+    return losses
+
+
+# --- the official numbers ---------------------------------------------------------------------------------------------
+
+
+def test_losses_are_the_official_ones():
+    golden = load_file(GOLDEN / "official_swin.safetensors")
+    reference = json.loads((GOLDEN / "official_swin.json").read_text())
+    config = reference["config"]
+    # Dense masks are factored masks whose features are the masks; those of all predictions lie side by side.
+    dense = [golden[f"decoder.{prediction}.mask_logits"] for prediction in range(5)]
+    features = torch.cat(dense, dim=1)  # (B, L*Q, H, W)
+    unit = torch.eye(features.shape[1]).split(config["num_queries"])
+    output = Output(
+        [golden[f"decoder.{prediction}.class_logits"] for prediction in range(5)],
+        [MaskLogits(rows.expand(2, -1, -1), features) for rows in unit],
+        (64, 80),
+        (64, 96),
+    )
+    targets = [Target(golden[f"target.{b}.classes"], masks=golden[f"target.{b}.masks"]) for b in range(2)]
+
+    # The authors draw points for every prediction anew, so each is matched by itself and the pairs are put together.
+    rows = []
+    for prediction in range(5):
+        single = replace(output, class_logits=[output.class_logits[prediction]], masks=[output.masks[prediction]])
+        points = torch.stack([golden[f"match.{prediction}.{image}.points"] for image in range(2)])
+        found = Matcher(config["num_points"])(single, targets, points)
+        rows += [
+            (image, prediction, query, segment)
+            for image, query, segment in zip(
+                found.image.tolist(), found.query.tolist(), found.segment.tolist(), strict=True
+            )
+        ]
+    matching = Matching(*torch.tensor(sorted(rows)).unbind(1))
+    points = torch.zeros(len(rows), config["num_points"], 2)
+    for prediction in range(5):
+        points[matching.prediction == prediction] = golden[f"loss.{prediction}.points"]
+
+    losses = Criterion(config["num_classes"], num_points=config["num_points"]).losses(output, targets, matching, points)
+    for prediction, expected in reference["losses"].items():
+        for term, name in (("class", "loss_ce"), ("mask", "loss_mask"), ("dice", "loss_dice")):
+            assert losses[f"{prediction}.{term}"].item() == pytest.approx(expected[name], rel=1e-4), (prediction, term)
+    assert losses["total"].item() == pytest.approx(reference["loss_weighted_total"], rel=1e-4)
+    assert len(losses) == 1 + 3 * 5
+
+
+def test_losses_and_gradients_are_those_of_dense_masks(targets):
+    output = random_output(dtype=torch.float64)
+    criterion = Criterion(K, num_points=40)
+    matching = criterion.matcher(output, targets)
+    points = torch.rand(len(matching.image), 40, 2, dtype=torch.float64)
+    losses = criterion.losses(output, targets, matching, points)
+    expected = official_losses(output, targets, matching, points)
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-10, atol=1e-10, msg=name)
+    for ours, theirs in zip(
+        torch.autograd.grad(losses["total"], leaves(output)),
+        torch.autograd.grad(expected["total"], leaves(output)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_a_call_matches_and_compares(output, targets, criterion):
+    torch.manual_seed(5)
+    losses = criterion(output, targets)
+    torch.manual_seed(5)
+    matching = criterion.matcher(output, targets)
+    again = criterion.losses(output, targets, matching)
+    assert all(torch.equal(losses[name], again[name]) for name in losses)
+
+
+def test_the_total_is_the_weighted_sum(output, targets):
+    criterion = Criterion(K, num_points=40, class_weight=3, mask_weight=5, dice_weight=7)
+    losses = criterion(output, targets)
+    expected = sum(
+        weight * losses[f"{prediction}.{term}"]
+        for prediction in range(L)
+        for term, weight in zip(TERMS, (3, 5, 7), strict=True)
+    )
+    torch.testing.assert_close(losses["total"], expected)
+    assert all(value.shape == () and value.dtype == torch.float32 for value in losses.values())
+
+
+def test_id_maps_and_boolean_masks_give_the_same_loss(output, targets, criterion):
+    torch.manual_seed(2)
+    by_map = criterion(output, targets)
+    torch.manual_seed(2)
+    by_masks = criterion(output, [Target(target.labels, masks=target.dense()) for target in targets])
+    assert all(torch.equal(by_map[name], by_masks[name]) for name in by_map)
+
+
+def test_a_smaller_target_is_a_padded_one(output, targets, criterion):
+    padded = [
+        Target.from_id_map(
+            F.pad(t.id_map, (0, PADDED[1] - t.size[1], 0, PADDED[0] - t.size[0]), value=255), t.labels
+        )
+        for t in targets
+    ]  # fmt: skip
+    torch.manual_seed(2)
+    smaller = criterion(output, targets)
+    torch.manual_seed(2)
+    larger = criterion(output, padded)
+    assert all(torch.equal(smaller[name], larger[name]) for name in smaller)
+
+
+# --- the terms, one by one --------------------------------------------------------------------------------------------
+
+
+def two_queries(class_logits: list[list[float]]) -> tuple[Output, list[Target], Matching]:
+    """One image, K = 2; query 1 is matched with a segment of class 0, query 0 with nothing."""
+    masks = MaskLogits(torch.zeros(1, 2, 1), torch.zeros(1, 1, 2, 2))
+    output = Output([torch.tensor([class_logits])], [masks], (8, 8), (8, 8))
+    target = Target.from_id_map(torch.zeros(8, 8, dtype=torch.uint8), torch.tensor([0]))
+    return output, [target], Matching(*torch.tensor([[0], [0], [1], [0]]))
+
+
+def test_no_object_is_the_last_class_and_weighs_a_tenth():
+    probabilities = [[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]]
+    output, targets, matching = two_queries([[math.log(p) for p in row] for row in probabilities])
+    loss = Criterion(2, num_points=4).losses(output, targets, matching)["0.class"].item()
+    assert loss == pytest.approx(-(0.1 * math.log(0.3) + 1 * math.log(0.6)) / (0.1 + 1), rel=1e-5)
+    loss = Criterion(2, num_points=4, no_object_weight=0.5).losses(output, targets, matching)["0.class"].item()
+    assert loss == pytest.approx(-(0.5 * math.log(0.3) + 1 * math.log(0.6)) / (0.5 + 1), rel=1e-5)
+
+
+def test_an_undecided_mask_costs_the_logarithm_of_two():
+    output, targets, matching = two_queries([[0.0] * 3] * 2)
+    losses = Criterion(2, num_points=4).losses(output, targets, matching, points=torch.full((1, 4, 2), 0.5))
+    assert losses["0.mask"].item() == pytest.approx(math.log(2), rel=1e-5)
+    assert losses["0.dice"].item() == pytest.approx(1 - (2 * 2 + 1) / (2 + 4 + 1), rel=1e-5)
+
+
+def test_mask_and_dice_loss_by_hand():
+    logits = torch.tensor([[0.0, math.log(3)], [30.0, -30.0]])  # probabilities 1/2, 3/4; 1, 0
+    truth = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    torch.testing.assert_close(mask_loss(logits, truth), torch.tensor([(math.log(2) + math.log(4 / 3)) / 2, 0.0]))
+    torch.testing.assert_close(dice_loss(logits, truth), torch.tensor([1 - (1.5 + 1) / (1.25 + 1 + 1), 0.0]))
+
+
+def test_gradients_of_the_mask_losses():
+    logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    truth = torch.rand(2, 6, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: mask_loss(x, truth), logits)
+    assert torch.autograd.gradcheck(lambda x: dice_loss(x, truth), logits)
+
+
+def test_only_matched_masks_and_all_classes_are_taught(output, targets, criterion):
+    matching = criterion.matcher(output, targets)
+    criterion.losses(output, targets, matching)["total"].backward()
+    for prediction in range(L):
+        taught = output.masks[prediction].embeddings.grad.abs().sum(-1) > 0  # (B, Q)
+        expected = torch.zeros_like(taught)
+        for image in range(3):
+            expected[image, matching.of(prediction, image)[0]] = True
+        assert torch.equal(taught, expected)
+        assert (output.class_logits[prediction].grad.abs().sum(-1) > 0).all()
+
+
+# --- nothing to learn -------------------------------------------------------------------------------------------------
+
+
+def test_images_without_segments_teach_no_object(output, criterion):
+    losses = criterion(output, [random_target(0)] * 3)
+    for prediction in range(L):
+        expected = -output.class_logits[prediction].log_softmax(-1)[..., -1].mean()
+        torch.testing.assert_close(losses[f"{prediction}.class"], expected)
+        assert losses[f"{prediction}.mask"].item() == losses[f"{prediction}.dice"].item() == 0
+    losses["total"].backward()
+    for leaf in leaves(output):  # zero, but there: distributed training waits for every gradient
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+    assert all((logits.grad != 0).any() for logits in output.class_logits)
+
+
+def test_the_masks_of_an_empty_image_are_left_alone(output, targets, criterion):
+    criterion(output, targets)["total"].backward()
+    gradient = output.masks[0].features.grad.abs().flatten(1).sum(1)
+    assert (gradient > 0).tolist() == [True, False, True]
+
+
+def test_num_masks_is_at_least_one():
+    device = torch.device("cpu")
+    assert average_num_masks([random_target(0)], device) == 1
+    assert average_num_masks([random_target(0), random_target(1)], device) == 1
+    assert average_num_masks([random_target(3), random_target(4)], device) == 7
+
+
+PROCESS = """
+import sys, torch, torch.distributed as dist
+from m2f_lab.loss.criterion import average_num_masks
+from m2f_lab.structures import Target
+rank, store = int(sys.argv[1]), dist.FileStore(sys.argv[2], 2)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+for per_rank in ((3, 8), (0, 1), (0, 0)):
+    labels = torch.zeros(per_rank[rank], dtype=torch.long)
+    target = Target(labels, masks=torch.zeros(len(labels), 2, 2, dtype=torch.bool))
+    print(average_num_masks([target], torch.device("cpu")).item())
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_num_masks_is_averaged_over_processes_and_then_clamped(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path / "store")],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        printed, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert [float(line) for line in printed.split()] == [5.5, 1.0, 1.0]
+
+
+# --- determinism and precision ----------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides(output, targets, criterion):
+    def total(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return criterion(output, targets)["total"]
+
+    assert torch.equal(total(1), total(1))
+    assert not torch.equal(total(1), total(2))
+
+
+def test_losses_are_float32_under_autocast(output, targets, criterion):
+    torch.manual_seed(1)
+    expected = criterion(output, targets)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = criterion(output, targets)
+    assert all(torch.equal(losses[name], expected[name]) for name in expected)
+    assert all(value.dtype == torch.float32 for value in losses.values())
+
+
+def test_half_precision_outputs_are_compared_in_float32(output, targets, criterion):
+    def cast(dtype: torch.dtype, source: Output) -> Output:
+        features = source.masks[0].features.to(dtype)
+        return replace(
+            source,
+            class_logits=[logits.to(dtype) for logits in source.class_logits],
+            masks=[MaskLogits(masks.embeddings.to(dtype), features) for masks in source.masks],
+        )
+
+    half = cast(torch.bfloat16, output)
+    torch.manual_seed(1)
+    losses = criterion(half, targets)
+    torch.manual_seed(1)
+    expected = criterion(cast(torch.float32, half), targets)
+    assert all(torch.equal(losses[name], expected[name]) for name in expected)
+    losses["total"].backward()
+    assert all(leaf.grad is not None for leaf in leaves(output))
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spoil", "culprits"),
+    [
+        (lambda o: o.class_logits[1].data[0, 0].fill_(float("nan")), [(0, 1, "class")]),
+        (lambda o: o.masks[2].embeddings.data[2].fill_(float("inf")), [(2, 2, "mask"), (2, 2, "dice")]),
+    ],
+    ids=["class", "masks"],
+)
+def test_a_loss_that_is_not_finite_names_image_prediction_and_term(output, targets, criterion, spoil, culprits):
+    spoil(output)
+    with pytest.raises(NonFiniteError, match=f"image {culprits[0][0]}, prediction {culprits[0][1]}") as caught:
+        criterion(output, targets)
+    assert caught.value.culprits == culprits
+
+
+def test_the_number_of_classes_must_agree(output, targets):
+    with pytest.raises(ValueError, match=r"6 classes .* criterion 7"):
+        Criterion(7, num_points=40)(output, targets)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(num_classes=0),
+        dict(num_points=0),
+        dict(oversample_ratio=0.5),
+        dict(importance_sample_ratio=1.5),
+        dict(no_object_weight=0.0),
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_settings_are_checked(wrong):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=f"Criterion.{name} must be .* got {value}"):
+        Criterion(**{"num_classes": 3, **wrong})
+
+
+def test_a_recipe_holds_all_settings_and_the_same_defaults():
+    assert Criterion(K, **asdict(LossConfig())) == Criterion(K)
+
+
+# --- masks stay factored ----------------------------------------------------------------------------------------------
+
+
+class MaskShapes(TorchDispatchMode):
+    """Counts the largest number of maps [H, W] that one tensor holds."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.pixels = size[0] * size[1]
+        self.maps = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor) and tensor.numel() % self.pixels == 0:
+                self.maps = max(self.maps, tensor.numel() // self.pixels)
+        return result
+
+
+def test_masks_of_unmatched_queries_are_never_multiplied_out(targets):
+    # 29 × 37 pixels: no product of the other sizes is a multiple of these primes.
+    features = torch.randn(3, C, 29, 37, requires_grad=True)
+    masks = [MaskLogits(torch.randn(3, 50, C, requires_grad=True), features) for _ in range(2)]
+    output = Output([torch.randn(3, 50, K + 1, requires_grad=True) for _ in range(2)], masks, (116, 148), (116, 148))
+    with MaskShapes((29, 37)) as watch:
+        Criterion(K, num_points=40)(output, targets)["total"].backward()
+    assert watch.maps == max(3 * C, 2 * (4 + 0 + 2))  # the features themselves, the matched masks of both predictions
+    with MaskShapes((29, 37)) as watch:
+        masks[0].dense()
+    assert watch.maps == 3 * 50
