@@ -108,6 +108,11 @@ def test_nothing_hides_what_a_cell_shows(notebook: Notebook) -> None:
     assert "NBVAL_SKIP" not in notebook.program
 
 
+def test_no_cell_ends_with_a_semicolon(notebook: Notebook) -> None:
+    """Jupyter hides the value of such a cell, nbval shows it and then finds a difference: assign it to a name."""
+    assert [source(cell) for cell in notebook.code if source(cell).rstrip().endswith(";")] == []
+
+
 def test_a_widget_has_a_short_stable_name_and_a_picture(notebook: Notebook) -> None:
     """Text that names a whole widget state or an address differs from run to run."""
     for output in notebook.outputs:
@@ -134,7 +139,7 @@ def test_it_begins_with_what_a_reader_must_know(notebook: Notebook) -> None:
 def test_imports_come_first_and_then_the_capitals(notebook: Notebook) -> None:
     imports, capitals, *rest = (notebook.tree(cell) for cell in notebook.code)
     assert any(isinstance(node, ast.Import | ast.ImportFrom) for node in imports.body)
-    names = [target.id for node in capitals.body if isinstance(node, ast.Assign) for target in node.targets]
+    names = [node.id for node in ast.walk(capitals) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
     assert {"SEED", "DEVICE"} <= set(names)
     assert [name for name in names if not name.isupper()] == []
     late = [
