@@ -1,0 +1,26 @@
+"""Tools that show what the model decides, each in a file of its own.
+
+Everything here needs Jupyter or matplotlib, so nothing is imported before it is used.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "LiveMonitor": "live_monitor",
+    "MaskView": "mask_view",
+    "QueryExplorer": "query_explorer",
+    "QueryTrace": "query_trace",
+    "trace_queries": "query_trace",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,74 @@
+// Runs MaskViews on a page of their own (offline.py): a model without a kernel, links between views, and controls.
+
+const page = JSON.parse(document.getElementById("m2f-page").textContent);
+
+class Model {
+  constructor(state) {
+    this.state = state;
+    this.listeners = {};
+  }
+  get(name) { return this.state[name]; }
+  set(name, value) {
+    if (this.state[name] === value) return;
+    this.state[name] = value;
+    for (const listener of this.listeners[`change:${name}`] ?? []) listener();
+  }
+  save_changes() {}
+  on(event, listener) { (this.listeners[event] ??= new Set()).add(listener); }
+  off(event, listener) { this.listeners[event]?.delete(listener); }
+}
+
+async function unpack(text) {
+  const packed = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new DataView(await new Response(stream).arrayBuffer());
+}
+
+async function load(state) {
+  const unpacked = Object.entries(state.packed).map(async ([name, number]) => [name, await unpack(page.buffers[number])]);
+  return new Model({ ...state.traits, ...Object.fromEntries(await Promise.all(unpacked)) });
+}
+
+function control({ trait, label, help, options, low, high, step }, models) {
+  const box = document.createElement("label");
+  box.title = help;
+  box.append(Object.assign(document.createElement("span"), { textContent: label }));
+  const input = document.createElement(options ? "select" : "input");
+  input.dataset.trait = trait;
+  const shown = document.createElement("output");
+  if (options) {
+    for (const [text, value] of options) input.append(new Option(text, value));
+    box.append(input);
+  } else {
+    Object.assign(input, { type: "range", min: low, max: high, step });
+    box.append(input, shown);
+  }
+  const read = () => {
+    input.value = models[0].get(trait);
+    shown.textContent = step < 1 ? `${Math.round(100 * input.value)} %` : input.value;
+  };
+  input.addEventListener("input", () => models.forEach((model) => model.set(trait, Number(input.value))));
+  models[0].on(`change:${trait}`, read);
+  read();
+  return box;
+}
+
+const { default: widget } = await import(URL.createObjectURL(new Blob([page.module], { type: "text/javascript" })));
+const columns = await Promise.all(page.columns.map((column) => Promise.all(column.map(load))));
+const models = columns.flat();
+for (const trait of page.linked) {
+  for (const model of models) {
+    model.on(`change:${trait}`, () => models.forEach((other) => other.set(trait, model.get(trait))));
+  }
+}
+document.getElementById("m2f-controls").append(...page.controls.map((options) => control(options, models)));
+for (const column of columns) {
+  const box = document.createElement("div");
+  box.className = "m2f-column";
+  document.getElementById("m2f-views").append(box);
+  for (const model of column) {
+    const node = document.createElement("div");
+    box.append(node);
+    widget.render({ model, el: node });
+  }
+}

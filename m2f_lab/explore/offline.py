@@ -1,0 +1,112 @@
+"""Pages that stand alone: linked MaskViews in one HTML file that scrubs and hovers without a network or a kernel."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m2f_lab.explore.mask_view import MaskView
+
+BINARY = ("base", "masks", "scales", "table", "pick")
+PLAIN = (
+    "image_size", "shapes", "num_channels", "coverage", "captions", "pick_shape", "group", "title", "help", "readout",
+    "words", "unit", "width", "stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "clicked",
+)  # fmt: skip
+LINKED = ("stack", "index", "channel", "opacity")
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>{css}</style></head>
+<body>
+<h1>{title}</h1>
+<p class="m2f-note">{note}</p>
+<div id="m2f-controls"></div>
+<div id="m2f-views"></div>
+<script id="m2f-page" type="application/json">{page}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Control:
+    """A slider from `low` to `high`, or a menu of (text, value) `options`, that moves one trait of all views."""
+
+    trait: str
+    label: str
+    help: str = ""
+    options: tuple[tuple[str, int], ...] | None = None
+    low: float = 0
+    high: float = 1
+    step: float = 1
+
+
+def save_page(
+    path: str | Path,
+    columns: Sequence[MaskView | Sequence[MaskView]],
+    *,
+    controls: Sequence[Control] | None = None,
+    title: str = "masks",
+    note: str = "Click the picture, then use the arrow keys.",
+) -> None:
+    """Write views to one file, linked to each other.
+
+    Args:
+        path: the file to write.
+        columns: views from left to right; a list of views stands one below the other.
+        controls: above the views; by default a slider for whatever there is more than one of.
+        title: of the page.
+        note: one line below the title.
+    """
+    columns = [list(column) if isinstance(column, (list, tuple)) else [column] for column in columns]
+    first = columns[0][0]
+    packed: dict[bytes, int] = {}  # views of one explorer share the image: it is written once
+    state = [[_state(view, packed) for view in column] for column in columns]
+    page = {
+        "columns": state,
+        "buffers": [base64.b64encode(gzip.compress(data, 6)).decode() for data in packed],
+        "controls": [asdict(control) for control in (default_controls(first) if controls is None else controls)],
+        "linked": LINKED,
+        "module": first._esm,
+    }
+    here = Path(__file__).parent
+    Path(path).write_text(
+        PAGE.format(
+            title=html.escape(title),
+            note=html.escape(note),
+            css=first._css + (here / "offline.css").read_text(encoding="utf-8"),
+            page=json.dumps(page, ensure_ascii=False).replace(
+                "</", "<\\/"
+            ),  # a closing tag in a string would end the script
+            script=(here / "offline.js").read_text(encoding="utf-8"),
+        ),
+        encoding="utf-8",
+    )
+
+
+def default_controls(view: MaskView) -> list[Control]:
+    """Sliders for stacks, masks and channels, where there is more than one, and for the opacity."""
+    counts = {
+        "stack": len(view.shapes),
+        "index": max(shape[0] for shape in view.shapes),
+        "channel": max(shape[1] for shape in view.shapes),
+    }
+    names = {"stack": "stack", "index": "mask", "channel": "channel"}
+    sliders = [Control(trait, names[trait], high=count - 1) for trait, count in counts.items() if count > 1]
+    return [*sliders, Control("opacity", "opacity", step=0.05)]
+
+
+def _state(view: MaskView, packed: dict[bytes, int]) -> dict:
+    return {
+        "traits": {name: getattr(view, name) for name in PLAIN},
+        "packed": {name: packed.setdefault(getattr(view, name), len(packed)) for name in BINARY},
+    }

@@ -1,0 +1,226 @@
+"""MaskView: what is sent to the browser, what it draws, and what comes back."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import traitlets
+from PIL import Image
+
+from m2f_lab.explore.mask_view import TABLES, Caption, MaskView, composite, tint, to_png, to_uint8
+from m2f_lab.explore.offline import Control, save_page
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+GREY = np.full((12, 16, 3), 100, np.uint8)
+RED = tint((200, 0, 0))
+
+
+# ------------------------------------------------------------------------------------------------------- quantisation
+
+
+def test_probabilities_become_the_nearest_of_256_values() -> None:
+    values, scales = to_uint8(np.array([[[0.0, 1.0, 0.5, 0.1]]]))
+    assert values.tolist() == [[[0, 255, 128, 26]]]
+    assert scales.tolist() == [1.0]
+
+
+def test_booleans_and_bytes() -> None:
+    assert to_uint8(np.array([[[False, True]]]))[0].tolist() == [[[0, 255]]]
+    assert to_uint8(np.array([[[3, 255]]], np.uint8))[0].tolist() == [[[3, 255]]]
+
+
+def test_small_weights_are_stretched_and_can_be_read_back() -> None:
+    weights = torch.rand(3, 2, 5, 7).mul(0.01).numpy()
+    weights[1, 0] = 0  # nothing to stretch, and no division by zero
+    values, scales = to_uint8(weights, relative=True)
+    assert values.max(axis=(2, 3)).tolist() == [[255, 255], [0, 255], [255, 255]]
+    np.testing.assert_allclose(values / 255 * scales[..., None, None], weights, atol=0.01 / 255)
+
+
+@pytest.mark.parametrize("wrong", [np.array([[[1.5]]]), np.array([[[-0.1]]]), np.array([[[np.nan]]])])
+def test_logits_are_refused(wrong: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="apply a sigmoid to logits first"):
+        to_uint8(wrong)
+
+
+# --------------------------------------------------------------------------------------------------------- composition
+
+
+def test_cells_are_drawn_where_they_belong() -> None:
+    drawn = composite(GREY, np.array([[0, 255], [51, 0]], np.uint8), RED, smooth=False)
+    assert (drawn[:6, :8] == 100).all()
+    assert (drawn[:6, 8:] == [200, 0, 0]).all()
+    assert (drawn[6:, :8] == [120, 80, 80]).all()  # a fifth of the way from grey to red
+    assert (drawn[6:, 8:] == 100).all()
+
+
+def test_smooth_masks_are_resized_as_torch_resizes() -> None:
+    mask = np.random.default_rng(1).integers(0, 256, (5, 7), dtype=np.uint8)
+    black = np.zeros((33, 41, 3), np.uint8)
+    drawn = composite(black, mask, tint((255, 255, 255)), smooth=True)[..., 0]
+    resized = F.interpolate(torch.from_numpy(mask)[None, None].float(), (33, 41), mode="bilinear", align_corners=False)
+    assert np.abs(drawn - resized[0, 0].numpy()).max() <= 0.51
+
+
+def test_padding_is_left_out() -> None:
+    """The image covers two of three columns and one of two rows."""
+    mask = np.array([[0, 255, 9], [9, 9, 9]], np.uint8)
+    drawn = composite(GREY, mask, RED, smooth=False, coverage=(1.5, 2.0))
+    assert (drawn[:, :8] == 100).all()
+    assert (drawn[:, 8:] == [200, 0, 0]).all()
+
+
+def test_opacity_and_threshold() -> None:
+    mask = np.array([[100, 200]], np.uint8)
+    half = composite(GREY, mask, RED, opacity=0.5, threshold=0.5, smooth=False)
+    assert (half[:, :8] == 100).all()
+    assert (half[:, 8:] == [150, 50, 50]).all()
+    assert (composite(GREY, mask, RED, opacity=0, contour=0.5) == GREY).all()
+
+
+def test_the_contour_is_the_inner_edge() -> None:
+    mask = np.zeros((12, 16), np.uint8)
+    mask[3:8, 4:10] = 255
+    drawn = composite(GREY, mask, RED, contour=0.5, smooth=False)
+    white = (drawn == 255).all(-1)
+    expected = mask > 0
+    expected[4:7, 5:9] = False
+    assert (white == expected).all()
+    assert (drawn[4:7, 5:9] == [200, 0, 0]).all()
+
+
+def test_every_table_shows_nothing_where_there_is_nothing() -> None:
+    for name, table in TABLES.items():
+        assert table.shape == (256, 4), name
+        assert table[0, 3] == 0, name
+        assert (np.diff(table[:, 3].astype(int)) >= 0).all(), name
+
+
+# ----------------------------------------------------------------------------------------------------------- the widget
+
+
+def some_view(**traits) -> MaskView:
+    generator = np.random.default_rng(2)
+    stacks = [generator.random((3, 2, 4, 5)), generator.random((3, 1, 8, 6))]
+    return MaskView(IMAGE, stacks, **traits)
+
+
+def test_the_chosen_mask_is_found_among_stacks_of_different_sizes() -> None:
+    generator = np.random.default_rng(2)
+    stacks = [generator.random((3, 2, 4, 5)), generator.random((3, 1, 8, 6))]
+    view = MaskView(IMAGE, iter(stacks))
+    for view.stack, stack in enumerate(stacks):
+        for view.index in range(3):
+            for view.channel in range(2):
+                expected = stack[view.index, min(view.channel, stack.shape[1] - 1)]
+                np.testing.assert_allclose(view.mask / 255, expected, atol=0.5 / 255)
+
+
+def test_what_the_browser_gets() -> None:
+    view = some_view(title="masks", captions=[[Caption("one", "look out", (("road", 0.5, "red"),)), Caption("two")]])
+    state = view.get_state()
+    assert state["shapes"] == [[3, 2, 4, 5], [3, 1, 8, 6]]
+    assert len(state["masks"]) == 3 * 2 * 4 * 5 + 3 * 8 * 6
+    assert len(state["scales"]) == 4 * (6 + 3)
+    assert state["image_size"] == [40, 30]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(state["base"]))), IMAGE)
+    assert json.loads(json.dumps(state["captions"])) == [
+        [{"text": "one", "warning": "look out", "bars": [["road", 0.5, "red"]]}, {"text": "two"}]
+    ]
+    assert "export default" in state["_esm"]
+
+
+def test_large_images_are_sent_smaller_but_keep_their_coordinates() -> None:
+    view = MaskView(np.zeros((1500, 3000, 3), np.uint8), np.zeros((1, 2, 2), bool))
+    assert view.image_size == [3000, 1500]
+    assert Image.open(io.BytesIO(view.base)).size == (1024, 512)
+
+
+def test_clicks_and_keys_come_back_as_traits() -> None:
+    view, seen = some_view(), []
+    view.observe(lambda change: seen.append((change["name"], change["new"])), ["clicked", "index"])
+    view.set_state({"index": 2, "clicked": [7, 11]})
+    assert sorted(seen) == [("clicked", [7, 11]), ("index", 2)]
+
+
+@pytest.mark.parametrize(("name", "count"), [("stack", 2), ("index", 3), ("channel", 2)])
+def test_what_is_not_there_cannot_be_chosen(name: str, count: int) -> None:
+    view = some_view()
+    setattr(view, name, count - 1)
+    for wrong in (-1, count):
+        with pytest.raises(traitlets.TraitError, match=rf"MaskView\.{name} = {wrong} is outside 0…{count - 1}"):
+            setattr(view, name, wrong)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (0, 4, 5), (1, 1, 1, 4, 5)])
+def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"got {shape}")):
+        MaskView(IMAGE, np.zeros(shape, bool))
+
+
+def test_the_representation_is_short_and_stable() -> None:
+    assert repr(some_view()) == "MaskView(2 stacks of up to 3 masks)"
+
+
+def test_there_is_a_picture_where_widgets_do_not_run() -> None:
+    view = MaskView(IMAGE, np.ones((1, 2, 2), bool), width=80, opacity=1, colors="blocked", smooth=False)
+    data, _ = view._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert data["text/plain"] == repr(view)
+    picture = np.asarray(Image.open(io.BytesIO(data["image/png"])))
+    assert picture.shape == (60, 80, 3)
+    assert (picture == TABLES["blocked"][255, :3]).all()
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+
+
+def read_page(path: Path) -> dict:
+    text = path.read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script id="m2f-page" type="application/json">(.*?)</script>', text, re.S)[1])
+
+
+def test_a_page_holds_all_and_refers_to_nothing_else(tmp_path: Path) -> None:
+    view = some_view(title="</script><b>", captions=[[Caption("</script>")] * 3] * 2)
+    view.save_html(tmp_path / "page.html", title="a < b")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<title>a &lt; b</title>" in text
+    assert not re.search(r"""(src|href)\s*=|@import|https?://|url\(""", text)
+    page = read_page(tmp_path / "page.html")
+    state = page["columns"][0][0]
+    assert state["traits"]["title"] == "</script><b>"
+    for name, number in state["packed"].items():
+        assert gzip.decompress(base64.b64decode(page["buffers"][number])) == getattr(view, name), name
+    assert [control["trait"] for control in page["controls"]] == ["stack", "index", "channel", "opacity"]
+
+
+def test_the_page_knows_every_trait_the_browser_reads(tmp_path: Path) -> None:
+    view = some_view()
+    view.save_html(tmp_path / "page.html")
+    state = read_page(tmp_path / "page.html")["columns"][0][0]
+    read = set(re.findall(r'model\.get\("(\w+)"\)', view._esm))
+    assert read
+    assert read <= {*state["traits"], *state["packed"]}
+    assert read <= set(view.keys)
+
+
+def test_views_of_a_page_share_what_is_equal(tmp_path: Path) -> None:
+    views = [some_view(), some_view(), some_view(colors="heat")]
+    save_page(tmp_path / "page.html", [views[0], views[1:]], controls=[Control("index", "mask", high=2)])
+    page = read_page(tmp_path / "page.html")
+    assert [len(column) for column in page["columns"]] == [1, 2]
+    assert len(page["buffers"]) == 6  # image, masks, scales, two tables, and no pick
+    assert len(page["controls"]) == 1
+
+
+def test_png_keeps_every_pixel() -> None:
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(to_png(IMAGE)))), IMAGE)
