@@ -16,33 +16,36 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-w
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lab notebooks lint unit-tests notebook-tests browser-tests install lock clean
+.PHONY: help quickstart scenes test lab notebooks lint unit-tests notebook-tests browser-tests install lock clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*  ## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 24
 
-quickstart: $(USERS_SETUP)  ## install, draw scenes, train a tiny model, leave a page with pictures
+quickstart: $(USERS_SETUP) scenes  ## install, draw scenes, train a tiny model, leave a page with pictures
 	@$(PY) tools/run_notebooks.py quickstart
 
-test: unit-tests notebook-tests browser-tests  ## everything below, one after the other
+scenes: $(USERS_SETUP)  ## draw the sample scenes into data/scenes, unless they are there
+	@$(PY) -m m2f_lab.data.scenes
+
+test: unit-tests notebook-tests browser-tests  ## the whole suite: the three below, one after the other
+
+unit-tests: $(DEVELOPERS_SETUP)  ## pytest and ruff, without notebooks and browser
+	@$(PYTEST) -n $(WORKERS) tests --ignore=tests/browser
+
+notebook-tests: $(DEVELOPERS_SETUP) scenes  ## run every notebook and compare with what is committed
+	@$(PYTEST) -n $(WORKERS) --dist loadfile $(NBVAL) notebooks
+
+browser-tests: $(DEVELOPERS_SETUP) scenes  ## run notebooks in a real Chromium
+	@$(PYTEST) tests/browser
 
 lint: $(DEVELOPERS_SETUP)  ## ruff, notebooks included
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
-unit-tests: $(DEVELOPERS_SETUP)  ## pytest and ruff, without notebooks and browser
-	@$(PYTEST) -n $(WORKERS) tests --ignore=tests/browser
-
-notebook-tests: $(DEVELOPERS_SETUP)  ## run every notebook and compare with what is committed
-	@$(PYTEST) -n $(WORKERS) --dist loadfile $(NBVAL) notebooks
-
-browser-tests: $(DEVELOPERS_SETUP)  ## run notebooks in a real Chromium
-	@$(PYTEST) tests/browser
-
 lab: $(USERS_SETUP)  ## open JupyterLab on notebooks/; ARGS="--no-browser --ip=…" for a server
 	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks
 
-notebooks: $(DEVELOPERS_SETUP)  ## run the notebooks and write them back; NOTEBOOKS=… for some of them
+notebooks: $(DEVELOPERS_SETUP) scenes  ## run the notebooks and write them back; NOTEBOOKS=… for some of them
 	@$(ONE_THREAD) $(PY) tools/run_notebooks.py execute $(NOTEBOOKS)
 
 install: .venv/.installed-dev  ## create .venv with all that developers need
