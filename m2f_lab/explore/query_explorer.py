@@ -1,0 +1,258 @@
+"""QueryExplorer: what every query predicts, what it may not see and where it looks, layer by layer.
+
+One forward pass, then everything is in the browser: no control waits for the kernel.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ipywidgets
+import numpy as np
+import torch
+from PIL import Image
+
+from m2f_lab.data import Classes
+from m2f_lab.explore.offline import Control, save_page
+from m2f_lab.explore.query_trace import over_image, rank_queries, top_classes, trace_queries
+from m2f_lab.explore.query_views import class_labels, head_options, make_views, query_options
+from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
+from m2f_lab.inference.predict import device_of, evaluating
+from m2f_lab.structures import Output
+
+if TYPE_CHECKING:
+    from m2f_lab.explore.mask_view import MaskView
+    from m2f_lab.explore.plots import Figure
+    from m2f_lab.explore.query_trace import QueryTrace
+
+HELP = {
+    "layer": "Decoder layers refine the queries one after the other. 0: the learned queries, before any layer. "
+    "n: after n layers. (The code counts from zero: layer n is decoder.layer.n-1.)",
+    "query": "Each query proposes one mask and one class. Sorted by how sure the last prediction is of the class.",
+    "head": "Attention heads look independently of each other. On the keyboard: digits; 0 is their mean.",
+    "opacity": "How strongly masks cover the image.",
+}
+
+
+class QueryExplorer(ipywidgets.VBox):
+    """Explore the queries of one image.
+
+        QueryExplorer(model, "street.png")
+
+    Choose a layer and a query; click the picture to choose the query that won a pixel. After a click, left and right
+    arrows change the query, up and down the layer, digits the attention head.
+
+    Attributes:
+        trace: everything that is shown, as arrays; None once closed.
+        order: query numbers as they are sorted, the surest first. [Q]
+        views: the three pictures: "mask", "blocked", "attention".
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Output],
+        image: str | Path | Image.Image | np.ndarray,
+        *,
+        classes: Classes | None = None,
+        shortest_edge: int | None = None,
+        longest_edge: int | None = None,
+        width: int = 560,
+    ) -> None:
+        """Args:
+        model: a Mask2Former, or anything that is called like one.
+        image: a path, a PIL image or RGB uint8 [H, W, 3].
+        classes: names and colours; by default the model's own.
+        shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized.
+        longest_edge: but to no more than this, in pixels.
+        width: of the large picture, in CSS pixels.
+        """
+        self._links: tuple[ipywidgets.Widget, ...] = ()  # first, because close() is called even if what follows raises
+        self.views: dict[str, MaskView] = {}
+        self.trace: QueryTrace | None = None
+        self.image = as_rgb(image)
+        seen = resize_image(self.image, fitted_size(self.image.shape[:2], shortest_edge, longest_edge))
+        tensor = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(device_of(model))
+        with evaluating(model), torch.inference_mode():
+            self.trace = trace_queries(model(tensor, return_intermediates=True))
+        classes = getattr(model, "classes", None) if classes is None else classes
+        self.labels = class_labels(classes, self.trace.num_classes)
+        self.order = rank_queries(self.trace.class_probabilities[-1])
+        self.views = make_views(self.image, self.trace, self.order, self.labels, width)
+        self._make_controls()
+        self._links = tuple(ipywidgets.jslink(source, target) for source, target in self._pairs())
+        side = ipywidgets.VBox([self.views["blocked"], self.views["attention"]]).add_class("m2f-side")
+        rows = [
+            ipywidgets.HBox([self.layer_slider, self.play, self.opacity_slider]).add_class("m2f-controls"),
+            ipywidgets.HBox([self.query_slider, self.query_menu, self.head_menu]).add_class("m2f-controls"),
+            ipywidgets.HBox([self.views["mask"], side]).add_class("m2f-views"),
+        ]
+        self._summary = (
+            f"QueryExplorer({self.trace.num_queries} queries, {self.trace.num_predictions} predictions, "
+            f"{self.image.shape[1]} × {self.image.shape[0]} pixels)"
+        )
+        super().__init__(rows)
+        self.add_class("m2f-explorer")
+
+    @classmethod
+    def from_output(cls, output: Output, image: np.ndarray, **options) -> QueryExplorer:
+        """Explore an output that is there already, made of this image with `return_intermediates=True`.
+
+        Args:
+            options: `classes` and `width`.
+        """
+        return cls(lambda images, return_intermediates: output, image, **options)
+
+    def _make_controls(self) -> None:
+        trace = self.trace
+        last = trace.num_predictions - 1
+        self.layer_slider = ipywidgets.IntSlider(last, 0, last, description="layer", tooltip=HELP["layer"])
+        self.play = ipywidgets.Play(
+            value=last, min=0, max=last, interval=800, show_repeat=False, tooltip="Run through all layers"
+        )
+        self.query_slider = ipywidgets.IntSlider(
+            0, 0, trace.num_queries - 1, description="query", readout=False, tooltip=HELP["query"]
+        )
+        self.query_menu = ipywidgets.Dropdown(
+            options=query_options(trace.class_probabilities[-1], self.order, self.labels), tooltip=HELP["query"]
+        )
+        self.head_menu = ipywidgets.Dropdown(
+            options=head_options(trace.num_heads), description="attention", tooltip=HELP["head"]
+        )
+        self.opacity_slider = ipywidgets.FloatSlider(
+            0.7, min=0, max=1, step=0.05, description="opacity", readout_format=".0%", tooltip=HELP["opacity"]
+        )
+        names = ("layer_slider", "play", "query_slider", "query_menu", "head_menu", "opacity_slider")
+        for name in names:
+            getattr(self, name).add_class("m2f-" + name.replace("_", "-"))
+
+    def _pairs(self) -> list[tuple[tuple, tuple]]:
+        """What the browser keeps equal. The kernel only hears of it: were it to answer, it would fight the mouse."""
+        pairs = [
+            ((self.layer_slider, "value"), (self.play, "value")),
+            ((self.query_slider, "value"), (self.query_menu, "index")),
+        ]
+        for view in self.views.values():
+            pairs += [
+                ((self.layer_slider, "value"), (view, "stack")),
+                ((self.query_slider, "value"), (view, "index")),
+                ((self.head_menu, "index"), (view, "channel")),
+                ((self.opacity_slider, "value"), (view, "opacity")),
+            ]
+        return pairs
+
+    @property
+    def layer(self) -> int:
+        """The prediction that is shown: 0 is the learned queries', n that after n layers."""
+        return self.layer_slider.value
+
+    @layer.setter
+    def layer(self, layer: int) -> None:
+        _check("layer", layer, self.trace.num_predictions)
+        self.layer_slider.value = layer
+
+    @property
+    def query(self) -> int:
+        """The number of the query that is shown."""
+        return int(self.order[self.query_slider.value])
+
+    @query.setter
+    def query(self, query: int) -> None:
+        _check("query", query, self.trace.num_queries)
+        self.query_slider.value = int(np.flatnonzero(self.order == query)[0])
+
+    @property
+    def head(self) -> int | None:
+        """The attention head that is shown, from 0; None for their mean."""
+        return self.head_menu.index - 1 if self.head_menu.index else None
+
+    @head.setter
+    def head(self, head: int | None) -> None:
+        _check("head", 0 if head is None else head, self.trace.num_heads)
+        self.head_menu.index = 0 if head is None else head + 1
+
+    def figure(self, layer: int | None = None, query: int | None = None, head: int | None = None) -> Figure:
+        """A static figure: the mask before a layer, what the layer hid, where it looked, the mask after it.
+
+        Args:
+            layer: from 1; by default what is shown now. Before any layer (0) there is only a mask.
+            query: by default what is shown now.
+            head: from 0; by default what is shown now.
+        """
+        from m2f_lab.explore import plots  # a second to import, and most explorers are never printed
+
+        layer, query = self.layer if layer is None else layer, self.query if query is None else query
+        head = self.head if head is None else head
+        trace, size = self.trace, self.image.shape[:2]
+        _check("layer", layer, trace.num_predictions)
+        _check("query", query, trace.num_queries)
+        label, probability = top_classes(trace.class_probabilities[layer, query], 1)[0]
+        title = f"Query {query}, layer {layer}: {self.labels[label][0]} {probability:.0%}"
+        if layer == 0:
+            return plots.masks(self.image, trace.masks[:1, query], [title], width=4.0)
+        weights = trace.attention[layer - 1][query]
+        return plots.attention(
+            self.image,
+            trace.masks[layer - 1, query],
+            over_image(trace.blocked[layer - 1][query], size, trace.coverage),
+            over_image(weights.mean(axis=0) if head is None else weights[head], size, trace.coverage),
+            trace.masks[layer, query],
+            title=f"{title} (the fallback opened every cell)" if trace.opened[layer - 1, query] else title,
+        )
+
+    def save_html(self, path: str | Path, title: str = "Queries, layer by layer") -> None:
+        """Write one self-contained page that scrubs, hovers and picks without a network or a kernel."""
+        last = self.trace.num_predictions - 1
+        options = query_options(self.trace.class_probabilities[-1], self.order, self.labels)
+        menu = tuple((text, place) for place, (text, _) in enumerate(options))
+        self._follow()
+        save_page(
+            path,
+            [self.views["mask"], [self.views["blocked"], self.views["attention"]]],
+            controls=[
+                Control("stack", "layer", HELP["layer"], high=last),
+                Control("index", "query", HELP["query"], options=menu),
+                Control("channel", "attention", HELP["head"], options=tuple(head_options(self.trace.num_heads))),
+                Control("opacity", "opacity", HELP["opacity"], step=0.05),
+            ],
+            title=title,
+            note="Click the picture to choose the query that won a pixel. Then left and right arrows change the query, "
+            "up and down the layer, and digits the attention head.",
+        )
+
+    def _follow(self) -> None:
+        """Bring the views in the kernel up to the controls, which only a browser links."""
+        for view in self.views.values():
+            view.stack, view.index = self.layer_slider.value, self.query_slider.value
+            view.channel, view.opacity = self.head_menu.index, self.opacity_slider.value
+
+    def close(self) -> None:
+        """Take the explorer off the page and give its memory back."""
+        for widget in [*self._links, *self.views.values(), *_descendants(self)]:
+            widget.close()
+        self.children = ()
+        self._links, self.views, self.trace = (), {}, None
+        super().close()
+
+    def __repr__(self) -> str:
+        return self._summary
+
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        """The widget, and its static figure for wherever widgets do not run."""
+        file = io.BytesIO()
+        self.figure().savefig(file, format="png", dpi=64)
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": file.getvalue()}
+
+
+def _descendants(box: ipywidgets.Box) -> list[ipywidgets.Widget]:
+    found = []
+    for child in box.children:
+        found += [child, *(_descendants(child) if isinstance(child, ipywidgets.Box) else [])]
+    return found
+
+
+def _check(name: str, value: int, count: int) -> None:
+    if not 0 <= value < count:
+        raise ValueError(f"There is no {name} {value}; they are numbered 0…{count - 1}.")

@@ -1,0 +1,182 @@
+"""How a trace becomes pictures and words: three linked views, their captions, and the entries of the menus.
+
+L predictions, N = L - 1 decoder layers, Q queries, K classes, h/w height/width of a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from m2f_lab.data import Classes
+from m2f_lab.explore.mask_view import Caption, MaskView
+from m2f_lab.explore.query_trace import QueryTrace, pool, top_classes, with_mean
+
+MAX_ATTENTION_BYTES = 64 * 2**20
+"""More attention is summed over 2 × 2 cells before it is sent, as for 1024 × 2048 pixels, 100 queries and 8 heads."""
+
+HELP = {
+    "mask": "The probability that a pixel belongs to this query; the white line is at one half. Click to choose the "
+    "query that contributes most to the class predicted at that pixel in the end.",
+    "blocked": "Masked attention: a layer lets a query see the image only inside the mask it predicted just before. "
+    "What is dark was hidden from it.",
+    "attention": "How the query distributed its attention over the image in this layer. All cells of a head add up to "
+    "100 %. Stride 8: a cell stands for 8 × 8 pixels of the image as the model sees it.",
+}
+
+NOT_YET = "No layer has looked at the image yet."
+OPENED = "Its mask was empty, so nothing was left to see: the fallback opened every cell."
+
+Labels = list[tuple[str, str]]
+"""Name and CSS colour of each class; "no object" last. K + 1"""
+
+
+def class_labels(classes: Classes | None, num_classes: int) -> Labels:
+    """Names and colours of the classes, made up where they are not known.
+
+    Raises:
+        ValueError: there are names, but of another number of classes.
+    """
+    if classes is None:
+        known = [(f"class {k}", "#4c78a8") for k in range(num_classes)]
+    elif len(classes) != num_classes:
+        raise ValueError(
+            f"The model predicts {num_classes} classes, but there are {len(classes)} class names; pass the classes it "
+            "was trained with."
+        )
+    else:
+        known = [
+            (name, f"rgb({', '.join(map(str, color))})")
+            for name, color in zip(classes.names, classes.colors, strict=True)
+        ]
+    return [*known, ("no object", "#9aa0a6")]
+
+
+def query_options(probabilities: np.ndarray, order: np.ndarray, labels: Labels) -> list[tuple[str, int]]:
+    """Menu entries in the given order: query number, best class and its probability.
+
+    Args:
+        probabilities: of the last prediction; "no object" last. [Q, K+1]
+        order: query numbers. [Q]
+
+    Returns:
+        (text, query number) each.
+    """
+    entries = []
+    for query in order.tolist():
+        best = int(probabilities[query, :-1].argmax())
+        unlikely = probabilities[query, -1] > probabilities[query, best]
+        text = f"query {query} · {labels[best][0]} {probabilities[query, best]:.0%}"
+        entries.append((text + " (no object)" if unlikely else text, query))
+    return entries
+
+
+def head_options(num_heads: int) -> list[tuple[str, int]]:
+    return [(f"mean of {num_heads} heads", 0), *((f"head {head}", head) for head in range(1, num_heads + 1))]
+
+
+def mask_captions(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[list[Caption]]:
+    """What a query predicted: its likeliest classes as bars. L × Q"""
+    last = trace.num_predictions - 1
+    captions = []
+    for layer, probabilities in enumerate(trace.class_probabilities):
+        when = f"after layer {layer} of {last}" if layer else "before the first layer: the learned query itself"
+        captions.append(
+            [
+                Caption(
+                    text=f"Query {query}, {when}",
+                    bars=tuple(
+                        (labels[label][0], round(value, 4), labels[label][1])
+                        for label, value in top_classes(probabilities[query])
+                    ),
+                )
+                for query in order.tolist()
+            ]
+        )
+    return captions
+
+
+def blocked_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
+    """How much a layer hid from a query, and whether the fallback had to open it. L × Q"""
+    captions = [[Caption(NOT_YET)] * len(order)]
+    for layer, (blocked, opened) in enumerate(zip(trace.blocked, trace.opened, strict=True), start=1):
+        height, width = blocked.shape[1:]
+        hidden = blocked.sum(axis=(1, 2))
+        captions.append(
+            [
+                Caption(
+                    text=f"Layer {layer}: {hidden[query]} of {height * width} cells hidden",
+                    warning=OPENED if opened[query] else "",
+                )
+                for query in order.tolist()
+            ]
+        )
+    return captions
+
+
+def attention_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
+    """On which grid a layer looked. L × Q"""
+    captions = [[Caption(NOT_YET)] * len(order)]
+    for layer, (blocked, stride) in enumerate(zip(trace.blocked, trace.strides, strict=True), start=1):
+        height, width = blocked.shape[1:]
+        text = f"Layer {layer}: {height} × {width} cells, stride {stride}"
+        captions.append([Caption(text)] * len(order))
+    return captions
+
+
+def attention_pooling(trace: QueryTrace, max_bytes: int = MAX_ATTENTION_BYTES) -> list[int]:
+    """By how much each layer's attention must be pooled for all of it to stay below a number of bytes. N"""
+    factors = [1] * len(trace.attention)
+
+    def sizes() -> list[int]:
+        return [
+            weights.size // weights.shape[1] * (weights.shape[1] + 1) // factor**2
+            for weights, factor in zip(trace.attention, factors, strict=True)
+        ]
+
+    while sum(sizes()) > max_bytes:
+        largest = max(range(len(factors)), key=lambda layer: sizes()[layer])
+        height, width = trace.attention[largest].shape[2:]
+        if height % (2 * factors[largest]) or width % (2 * factors[largest]):
+            break
+        factors[largest] *= 2
+    return factors
+
+
+def _attention_stacks(trace: QueryTrace, order: np.ndarray) -> Iterator[np.ndarray]:
+    """One layer at a time: all of them in floating point would take hundreds of megabytes. [Q, 1 + heads, h, w] each"""
+    yield np.zeros((len(order), 1, 1, 1), np.uint8)
+    for weights, factor in zip(trace.attention, attention_pooling(trace), strict=True):
+        yield pool(with_mean(weights[order]), factor)
+
+
+def make_views(
+    image: np.ndarray, trace: QueryTrace, order: np.ndarray, labels: Labels, width: int
+) -> dict[str, MaskView]:
+    """The large view of the masks, and two small ones of the blocked area and of the attention.
+
+    `stack` is the prediction, `index` the place in `order`, `channel` the head plus one; 0 is the mean of the heads.
+    """
+    place = np.argsort(order)  # of each query in the order
+    common = {"num_channels": trace.num_heads + 1, "group": f"queries-{id(trace)}"}
+    small = (width - 18) // 2
+    nothing = np.zeros((len(order), 1, 1), bool)
+    return {
+        "mask": MaskView(
+            image, list(trace.masks[:, order]), captions=mask_captions(trace, order, labels),
+            pick=place[trace.winners], contour=0.5, width=width, title="What it predicts", help=HELP["mask"],
+            unit="probability of belonging to the query", **common,
+        ),
+        "blocked": MaskView(
+            image, [nothing, *(blocked[order] for blocked in trace.blocked)], colors="blocked", smooth=False,
+            captions=blocked_captions(trace, order), coverage=trace.coverage, pick=place[trace.winners],
+            words=("visible", "hidden"), width=small, title="What it may not see", help=HELP["blocked"], **common,
+        ),
+        "attention": MaskView(
+            image, _attention_stacks(trace, order), colors="heat", relative=True, smooth=False,
+            captions=attention_captions(trace, order), coverage=trace.coverage, pick=place[trace.winners],
+            readout="{percent} of the attention", unit="of the attention, per cell", width=small,
+            title="Where it looks", help=HELP["attention"], **common,
+        ),
+    }  # fmt: skip

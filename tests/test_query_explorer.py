@@ -1,0 +1,315 @@
+"""QueryExplorer: the arrays behind it are the model's own numbers, and the widget shows those arrays."""
+
+from __future__ import annotations
+
+import gc
+import io
+import re
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import traitlets
+from PIL import Image
+
+from m2f_lab import recipes
+from m2f_lab.data import Classes
+from m2f_lab.explore import QueryExplorer, plots
+from m2f_lab.explore.query_trace import (
+    grid_size,
+    pool,
+    rank_queries,
+    read_masks,
+    top_classes,
+    trace_queries,
+    winning_queries,
+    with_mean,
+)
+from m2f_lab.explore.query_views import OPENED, attention_pooling, class_labels, query_options
+from m2f_lab.model import build_model
+from m2f_lab.structures import Output
+from tests.toy_output import toy_output
+
+CLASSES = Classes(("road", "sky", "car", "tree"), ((128, 64, 128), (70, 130, 180), (0, 0, 142), (107, 142, 35)))
+
+
+def some_image(height: int = 64, width: int = 96) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def some_explorer(**options) -> QueryExplorer:
+    return QueryExplorer.from_output(toy_output(), some_image(), classes=CLASSES, **options)
+
+
+# ------------------------------------------------------------------------------------------------------------ the trace
+
+
+def test_masks_are_the_models_own_where_the_grid_fits() -> None:
+    output = toy_output(batch=2)
+    trace = trace_queries(output, index=1)
+    assert trace.masks.shape == (5, 5, 16, 24)
+    for mask, prediction in zip(trace.masks, output.masks, strict=True):
+        np.testing.assert_allclose(mask, prediction.dense()[1].sigmoid().numpy(), atol=1e-5)
+    for probabilities, logits in zip(trace.class_probabilities, output.class_logits, strict=True):
+        np.testing.assert_allclose(probabilities, logits[1].softmax(-1).numpy(), atol=1e-6)
+
+
+def test_padding_is_cut_off_the_masks() -> None:
+    """40 × 72 pixels are padded to 64 × 96: the masks are those of the first 10 × 18 cells."""
+    output = toy_output(image_size=(40, 72))
+    masks = read_masks(output, 0, (10, 18))
+    expected = output.masks[2].dense()[0, :, :10, :18].sigmoid()
+    torch.testing.assert_close(masks[2], expected, atol=1e-6, rtol=0)
+    assert trace_queries(output).coverage == (96 / 72, 64 / 40)
+
+
+def test_coarser_grids_are_read_between_the_cells() -> None:
+    output = toy_output(image_size=(64, 96))
+    half = F.interpolate(output.masks[0].dense(), (8, 12), mode="bilinear", align_corners=False)[0].sigmoid()
+    torch.testing.assert_close(read_masks(output, 0, (8, 12))[0], half, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "max_cells", "expected"),
+    [((64, 96), 16384, (16, 24)), ((63, 94), 16384, (16, 24)), ((1024, 2048), 16384, (90, 181)), ((4, 4), 1, (1, 1))],
+)
+def test_grids_are_at_stride_4_or_as_fine_as_allowed(image_size, max_cells, expected) -> None:
+    assert grid_size(image_size, max_cells) == expected
+    assert np.prod(grid_size(image_size, max_cells)) <= max_cells
+
+
+def test_attention_and_blocked_area_are_the_models_own() -> None:
+    output = toy_output(batch=2)
+    trace = trace_queries(output, index=1)
+    assert trace.strides == (32, 16, 8, 32)
+    for layer in range(4):
+        name = f"decoder.layer.{layer}"
+        height, width = output.intermediates["decoder.level_sizes"][layer % 3]
+        weights, blocked = trace.attention[layer], trace.blocked[layer]
+        assert weights.shape == (5, 2, height, width)
+        assert weights[3, 1].ravel().tolist() == output.intermediates[f"{name}.cross_attention"][1, 1, 3].tolist()
+        assert blocked[3].ravel().tolist() == output.intermediates[f"{name}.attention_blocked"][1, 3].tolist()
+        assert (weights.swapaxes(0, 1)[:, blocked] == 0).all()
+        np.testing.assert_allclose(weights.sum(axis=(2, 3)), 1, atol=1e-5)
+    assert trace.opened.tolist() == [[True, False, False, False, False]] * 4
+
+
+def test_the_winner_contributes_most_to_the_winning_class() -> None:
+    classes, masks = torch.rand(6, 5).softmax(-1), torch.rand(6, 3, 4)
+    winners = winning_queries(classes, masks)
+    for y in range(3):
+        for x in range(4):
+            shares = classes[:, :-1] * masks[:, y, x, None]  # (Q, K)
+            label = shares.sum(0).argmax()
+            assert winners[y, x] == shares[:, label].argmax()
+
+
+def test_no_object_wins_nothing() -> None:
+    """Query 1 is surer of "no object" than query 0 of anything, but pixels are shared among classes only."""
+    classes = torch.tensor([[0.6, 0.4], [0.01, 0.99]])
+    assert winning_queries(classes, torch.ones(2, 1, 1)).item() == 0
+
+
+def test_an_output_without_intermediates_is_refused() -> None:
+    with pytest.raises(ValueError, match="return_intermediates=True"):
+        trace_queries(replace(toy_output(), intermediates=None))
+
+
+def test_small_helpers() -> None:
+    maps = np.arange(24.0).reshape(1, 4, 6)
+    assert pool(maps, 2).tolist() == [[[14, 22, 30], [62, 70, 78]]]
+    with pytest.raises(ValueError, match="4 × 6 cells by 3"):
+        pool(maps, 3)
+    heads = np.stack([np.zeros((2, 2)), np.ones((2, 2))])[None]
+    assert with_mean(heads)[0, :, 0, 0].tolist() == [0.5, 0, 1]
+    probabilities = np.array([[0.1, 0.2, 0.7], [0.5, 0.2, 0.3], [0.2, 0.5, 0.3]])
+    assert rank_queries(probabilities).tolist() == [1, 2, 0]  # "no object" does not count; the first of equals stays
+    assert top_classes(probabilities[0], 2) == [(2, 0.7), (1, 0.2)]
+
+
+def test_much_attention_is_pooled_and_still_adds_up() -> None:
+    trace = trace_queries(toy_output())
+    assert attention_pooling(trace) == [1, 1, 1, 1]
+    everything = sum(weights.size // 2 * 3 for weights in trace.attention)
+    assert attention_pooling(trace, everything - 1) == [1, 1, 2, 1]  # the finest level first
+    assert attention_pooling(trace, 0) == [1, 2, 4, 1]  # 2 × 3 cells cannot be pooled further
+    explorer = some_explorer()
+    pooled = pool(with_mean(explorer.trace.attention[2]), 4)
+    np.testing.assert_allclose(pooled.sum(axis=(2, 3)), 1, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------- the widget
+
+
+def test_the_views_hold_what_was_computed() -> None:
+    explorer = some_explorer()
+    trace = explorer.trace
+    for layer in range(5):
+        for place, query in enumerate(explorer.order):
+            for view in explorer.views.values():
+                view.stack, view.index, view.channel = layer, place, 2
+            np.testing.assert_allclose(explorer.views["mask"].mask / 255, trace.masks[layer, query], atol=0.5 / 255)
+            blocked, attention = explorer.views["blocked"].mask, explorer.views["attention"].mask
+            if layer == 0:
+                assert not blocked.any()
+                assert not attention.any()
+            else:
+                head = trace.attention[layer - 1][query, 1]
+                assert np.array_equal(blocked > 0, trace.blocked[layer - 1][query])
+                np.testing.assert_allclose(attention / 255, head / head.max(), atol=0.5 / 255 + 1e-6)
+
+
+def test_a_click_chooses_the_winner() -> None:
+    explorer = some_explorer()
+    for view in explorer.views.values():
+        pick = np.frombuffer(view.pick, "<u2").reshape(view.pick_shape)
+        assert np.array_equal(explorer.order[pick], explorer.trace.winners)
+
+
+def test_controls_speak_of_queries_layers_and_heads() -> None:
+    explorer = some_explorer()
+    assert (explorer.layer, explorer.query, explorer.head) == (4, explorer.order[0], None)
+    explorer.layer, explorer.query, explorer.head = 2, 3, 1
+    assert (explorer.layer, explorer.query, explorer.head) == (2, 3, 1)
+    assert explorer.layer_slider.value == 2
+    assert explorer.order[explorer.query_slider.value] == 3
+    assert explorer.head_menu.label == "head 2"
+    explorer.query_slider.set_state({"value": 4})  # as the browser does it
+    assert explorer.query == explorer.order[4]
+    for name, count in (("layer", 5), ("query", 5), ("head", 2)):
+        with pytest.raises(ValueError, match=rf"no {name} {count}; they are numbered 0…{count - 1}"):
+            setattr(explorer, name, count)
+
+
+def test_everything_is_linked_in_the_browser() -> None:
+    explorer = some_explorer()
+    links = {(link.source[0], link.source[1], link.target[0], link.target[1]) for link in explorer._links}
+    for view in explorer.views.values():
+        assert (explorer.layer_slider, "value", view, "stack") in links
+        assert (explorer.query_slider, "value", view, "index") in links
+        assert (explorer.head_menu, "index", view, "channel") in links
+        assert (explorer.opacity_slider, "value", view, "opacity") in links
+    assert (explorer.query_slider, "value", explorer.query_menu, "index") in links
+
+
+def test_words_say_what_happened() -> None:
+    explorer = some_explorer()
+    place = int(np.flatnonzero(explorer.order == 0)[0])  # toy_output: the fallback opens query 0 in every layer
+    blocked = explorer.views["blocked"].captions
+    assert [row[place].get("warning", "") for row in blocked] == ["", OPENED, OPENED, OPENED, OPENED]
+    assert [row[1 - min(place, 1)].get("warning", "") for row in blocked] == [""] * 5
+    query = int(explorer.order[1])
+    hidden = int(explorer.trace.blocked[1][query].sum())
+    assert blocked[2][1]["text"] == f"Layer 2: {hidden} of 24 cells hidden"
+    assert explorer.views["attention"].captions[3][0]["text"] == "Layer 3: 8 × 12 cells, stride 8"
+    mask = explorer.views["mask"].captions[4][1]
+    assert mask["text"] == f"Query {query}, after layer 4 of 4"
+    label, probability = top_classes(explorer.trace.class_probabilities[4, query])[0]
+    assert mask["bars"][0][0] == [*CLASSES.names, "no object"][label]
+    assert mask["bars"][0][1] == pytest.approx(probability, abs=1e-4)
+    assert len(mask["bars"]) == 5
+
+
+def test_menu_entries_are_sorted_and_name_the_best_class() -> None:
+    probabilities = np.array([[0.1, 0.2, 0.0, 0.0, 0.7], [0.5, 0.2, 0.0, 0.0, 0.3]])
+    options = query_options(probabilities, rank_queries(probabilities), class_labels(CLASSES, 4))
+    assert options == [("query 1 · road 50%", 1), ("query 0 · sky 20% (no object)", 0)]
+
+
+def test_class_names() -> None:
+    assert class_labels(CLASSES, 4)[0] == ("road", "rgb(128, 64, 128)")
+    assert class_labels(None, 2)[1][0] == "class 1"
+    assert class_labels(None, 2)[2][0] == "no object"
+    with pytest.raises(ValueError, match="predicts 3 classes, but there are 4 class names"):
+        class_labels(CLASSES, 3)
+
+
+def test_a_real_model_is_explored_and_left_as_it_was() -> None:
+    model = build_model(recipes.debug_tiny(num_classes=4).model)
+    model.classes = CLASSES
+    model.backbone.eval()
+    modes = [module.training for module in model.modules()]
+    image = some_image(50, 70)
+    explorer = QueryExplorer(model, Image.fromarray(image), width=300)
+    assert [module.training for module in model.modules()] == modes
+    with torch.inference_mode():
+        model.eval()
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        output: Output = model(pixels, return_intermediates=True)
+    assert np.array_equal(explorer.trace.masks, trace_queries(output).masks)
+    assert explorer.labels[0][0] == "road"
+    assert repr(explorer) == "QueryExplorer(24 queries, 4 predictions, 70 × 50 pixels)"
+
+
+def test_the_model_may_see_the_image_smaller() -> None:
+    model = build_model(recipes.debug_tiny(num_classes=4).model)
+    explorer = QueryExplorer(model, some_image(120, 160), shortest_edge=60)
+    assert explorer.trace.masks.shape[2:] == (15, 20)
+    assert explorer.views["mask"].image_size == [160, 120]
+
+
+def test_bad_images_are_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        QueryExplorer(lambda *_, **__: toy_output(), "missing.png")
+
+
+def test_the_page_has_the_same_controls(tmp_path) -> None:
+    explorer = some_explorer()
+    explorer.layer, explorer.query = 1, 2
+    explorer.save_html(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for control in ("layer", "query", "attention", "opacity"):
+        assert f'"label": "{control}"' in text
+    assert text.count('"stack": 1') == 3  # the page opens where the explorer stands
+    assert len(re.findall(r"query \d · ", text)) == 5
+
+
+def test_close_gives_the_memory_back() -> None:
+    explorer = some_explorer()
+    masks, links = weakref.ref(explorer.trace), [weakref.ref(link) for link in explorer._links]
+    views = [weakref.ref(view) for view in explorer.views.values()]
+    explorer.close()
+    gc.collect()
+    assert masks() is None
+    assert [view() for view in views] == [None] * 3
+    assert [link() for link in links] == [None] * len(links)
+    assert repr(explorer) == "QueryExplorer(5 queries, 5 predictions, 96 × 64 pixels)"
+    explorer.close()
+
+
+def test_views_refuse_what_is_not_there() -> None:
+    with pytest.raises(traitlets.TraitError, match=r"MaskView\.index = 5 is outside 0…4"):
+        some_explorer().views["mask"].index = 5
+
+
+def test_the_figure_shows_the_same_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    explorer = QueryExplorer.from_output(toy_output(image_size=(40, 72)), some_image(40, 72), classes=CLASSES)
+    trace, drawn = explorer.trace, {}
+    monkeypatch.setattr(plots, "attention", lambda *arrays, title: drawn.update(arrays=arrays, title=title))
+    explorer.figure(layer=2, query=3, head=1)
+    image, before, blocked, weights, after = drawn["arrays"]
+    assert np.array_equal(image, explorer.image)
+    assert np.array_equal(before, trace.masks[1, 3])
+    assert np.array_equal(after, trace.masks[2, 3])
+    for y, x in ((0, 0), (15, 16), (39, 71), (16, 40)):  # layer 2 looks at stride 16
+        assert blocked[y, x] == trace.blocked[1][3, y // 16, x // 16]
+        assert weights[y, x] == trace.attention[1][3, 1, y // 16, x // 16]
+    assert drawn["title"].startswith("Query 3, layer 2: ")
+    explorer.figure(layer=1, query=0)
+    assert drawn["title"].endswith("(the fallback opened every cell)")
+    with pytest.raises(ValueError, match="no query 5"):
+        explorer.figure(query=5)
+
+
+def test_there_is_a_picture_where_widgets_do_not_run() -> None:
+    explorer = some_explorer()
+    pictures = []
+    for explorer.layer in (0, 3):
+        bundle = explorer._repr_mimebundle_()
+        assert bundle["text/plain"] == repr(explorer)
+        assert "application/vnd.jupyter.widget-view+json" in bundle
+        pictures.append(Image.open(io.BytesIO(bundle["image/png"])))
+    assert [picture.width > 200 for picture in pictures] == [True, True]
