@@ -55,8 +55,10 @@ def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
     Returns:
         (r, g, b) in 0…255. count × (r, g, b)
     """
-    levels = np.linspace(30, 255, 10).round().astype(int)  # not too dark to be seen over an image
+    levels = np.linspace(0, 255, 13).round().astype(int)
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    # Darker ones look like black, which is for ignored pixels.
+    candidates = candidates[perceived(candidates)[0, :, 0] > 0.4]
     colors = [np.array(color) for color in _FIRST[:count]]
     seen = perceived(candidates)
     distance = np.full(len(candidates), np.inf)

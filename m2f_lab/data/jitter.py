@@ -91,13 +91,13 @@ def turn_hue(planes: np.ndarray, degrees: float) -> None:
     value, lowest = planes.max(0), planes.min(0)
     chroma = value - lowest
     scale = 1 / np.maximum(chroma, 1e-6)
-    # Hue in sixths of a turn: red 0, green 2, blue 4.
+    # Hue in sixths of a turn, -1…5: red 0, green 2, blue 4.
     hue = np.where(
         value == red,
         (green - blue) * scale,
         np.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4),
     )
-    hue += np.float32((degrees / 60) % 6)
+    hue += np.float32((degrees / 60 - 1) % 6 + 1)  # the turn as 1…7, so that the sum is 0…12
     np.subtract(hue, 6, out=hue, where=hue >= 6)
     # Each channel is a trapezoid over the hue: full within one sixth of its own, none beyond two.
     for plane, share in zip(planes, (abs(hue - 3) - 1, 2 - abs(hue - 2), 2 - abs(hue - 4)), strict=True):

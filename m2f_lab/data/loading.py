@@ -97,6 +97,9 @@ def training_batches(
         num_workers=min(config.num_workers, _num_processors()),
         collate_fn=_collate,
         pin_memory=pin_memory,
+        # Of its own, because a loader draws a number when it starts: a resumed run, which starts one more, would
+        # otherwise go on with other random numbers than an uninterrupted one.
+        generator=torch.Generator(),
     )
     return iter(loader)
 

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from m2f_lab.data import Batch, DataError, Dataset, TrainingTransform, open_dataset, training_batches
+from m2f_lab.recipes import DataConfig
+from tests.small_data import raw_label, write_folder
+
+CONFIG = DataConfig(
+    dataset="folder", crop_size=(8, 12), shortest_edges=(10, 12, 14), longest_edge=100, num_workers=0
+)  # fmt: skip
+# From Python 3.12 on, forking warns once torch has started threads. The workers use none of them.
+forks = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return open_dataset("folder", write_folder(tmp_path, count=7), "train")
+
+
+def batches(dataset: Dataset, config: DataConfig = CONFIG, **options) -> list[Batch]:
+    return list(training_batches(dataset, config, **({"batch_size": 3, "seed": 5, "num_batches": 5} | options)))
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.names == b.names
+        assert torch.equal(a.images, b.images)
+        for target, other in zip(a.targets, b.targets, strict=True):
+            assert torch.equal(target.labels, other.labels)
+            assert torch.equal(target.id_map, other.id_map)
+
+
+def test_a_batch_is_typed_and_shaped_as_promised(dataset: Dataset) -> None:
+    batch = batches(dataset)[0]
+    assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (3, 3, 8, 12))
+    assert len(batch) == len(batch.targets) == len(batch.names) == 3
+    assert all(target.id_map.dtype == torch.uint8 and target.size == (8, 12) for target in batch.targets)
+    assert all(target.masks is None for target in batch.targets)
+
+
+@forks
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing(dataset: Dataset, num_workers: int) -> None:
+    assert_same(batches(dataset), batches(dataset, replace(CONFIG, num_workers=num_workers)))
+
+
+@forks
+def test_more_workers_than_processors_are_not_started(dataset: Dataset) -> None:
+    """PyTorch would warn, and warnings are errors here."""
+    assert_same(batches(dataset), batches(dataset, replace(CONFIG, num_workers=1000)))
+
+
+@pytest.mark.parametrize("start", [1, 2, 4])
+def test_the_row_can_be_taken_up_anywhere(dataset: Dataset, start: int) -> None:
+    assert_same(batches(dataset)[start:], batches(dataset, start_batch=start, num_batches=5 - start))
+
+
+def test_starting_a_loader_leaves_the_random_numbers_alone(dataset: Dataset) -> None:
+    """A resumed run starts one loader more than an uninterrupted one and must go on with the same numbers."""
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    batches(dataset)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+def test_every_epoch_has_every_image_once_in_an_order_of_its_own(dataset: Dataset) -> None:
+    """Seven images in batches of three: the epochs end within batches."""
+    names = [name for batch in batches(dataset, num_batches=14) for name in batch.names]
+    epochs = [names[i : i + 7] for i in range(0, 42, 7)]
+    assert all(sorted(epoch) == [f"{i:03}" for i in range(7)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 4
+
+
+def test_fewer_images_than_a_batch(dataset: Dataset) -> None:
+    """A batch takes in several epochs, and an image that comes twice comes in two variants."""
+    small = replace(dataset, image_paths=dataset.image_paths[:2], label_paths=dataset.label_paths[:2])
+    batch = batches(small, batch_size=5, num_batches=1)[0]
+    assert [sorted(batch.names[i : i + 2]) for i in (0, 2)] == [["000", "001"], ["000", "001"]]
+    same = [i for i, name in enumerate(batch.names) if name == batch.names[0]]
+    assert not torch.equal(batch.images[same[0]], batch.images[same[1]])
+
+
+def test_a_single_image(dataset: Dataset) -> None:
+    single = replace(dataset, image_paths=dataset.image_paths[:1], label_paths=dataset.label_paths[:1])
+    assert batches(single, batch_size=4, num_batches=2)[1].names == ["000"] * 4
+
+
+def test_processes_share_a_batch(dataset: Dataset) -> None:
+    """Together they see what one process would see."""
+    whole = batches(dataset, batch_size=4)
+    parts = [batches(dataset, batch_size=4, rank=rank, world_size=2) for rank in (0, 1)]
+    for batch, even, odd in zip(whole, *parts, strict=True):
+        assert (batch.names[::2], batch.names[1::2]) == (even.names, odd.names)
+        assert torch.equal(batch.images[1::2], odd.images)
+        assert torch.equal(batch.images[::2], even.images)
+
+
+def test_the_variation_depends_on_seed_epoch_and_image_alone(dataset: Dataset) -> None:
+    """Not on where in the order the image comes: the documented generator gives the very example."""
+    batch = batches(dataset, start_batch=2, num_batches=1)[0]  # positions 6, 7, 8: one of epoch 0, two of epoch 1
+    for place, epoch in ((0, 0), (1, 1), (2, 1)):
+        index = int(batch.names[place])
+        image, target = TrainingTransform(CONFIG)(dataset[index], np.random.default_rng([5, epoch, index]))
+        assert torch.equal(batch.images[place], image)
+        assert torch.equal(batch.targets[place].id_map, target.id_map)
+
+
+def test_seeds_differ(dataset: Dataset) -> None:
+    assert [b.names for b in batches(dataset)] != [b.names for b in batches(dataset, seed=6)]
+
+
+@forks
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_file_is_named_when_its_batch_is_due(dataset: Dataset, num_workers: int) -> None:
+    Image.fromarray(raw_label() + 100).save(dataset.label_paths[4])
+    with pytest.raises(DataError, match=r"annotations.training.004\.png holds the 5 unknown ids 100, 101"):
+        batches(dataset, replace(CONFIG, num_workers=num_workers))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 3, "world_size": 2}, "positive multiple of world_size = 2"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"rank": 1}, r"rank must be in 0…0, got 1"),
+        ({"seed": -1}, "none may be negative"),
+    ],
+)
+def test_arguments_are_checked_at_once(dataset: Dataset, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        training_batches(dataset, CONFIG, **({"batch_size": 3, "seed": 5, "num_batches": 5} | options))
+
+
+def test_no_batches(dataset: Dataset) -> None:
+    assert batches(dataset, num_batches=0) == []
+
+
+def test_batches_move_to_a_device(dataset: Dataset) -> None:
+    batch = batches(dataset)[0]
+    moved = batch.to("meta")
+    assert moved.images.device.type == "meta"
+    assert all(target.id_map.device.type == target.labels.device.type == "meta" for target in moved.targets)
+    assert moved.names == batch.names
+
+
+@pytest.mark.gpu
+def test_batches_are_pinned(dataset: Dataset) -> None:
+    batch = batches(dataset, pin_memory=True)[0]
+    assert batch.images.is_pinned()
+    assert all(target.id_map.is_pinned() for target in batch.targets)
+    moved = batch.to("cuda", non_blocking=True)
+    assert torch.equal(moved.images.cpu(), batch.images)
