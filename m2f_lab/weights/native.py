@@ -41,8 +41,9 @@ def save_weights(model: Mask2Former, folder: str | Path) -> Path:
     try:
         save_file(tensors, partial[WEIGHTS_FILE], metadata={"format": "pt"})
         partial[CONFIG_FILE].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for name, path in partial.items():
+        for path in partial.values():
             _flush_to_disk(path)
+        for name, path in partial.items():
             os.replace(path, folder / name)
     finally:
         for path in partial.values():
