@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,21 @@ def test_workers_change_nothing(dataset: Dataset, num_workers: int) -> None:
 def test_more_workers_than_processors_are_not_started(dataset: Dataset) -> None:
     """PyTorch would warn, and warnings are errors here."""
     assert_same(batches(dataset), batches(dataset, replace(CONFIG, num_workers=1000)))
+
+
+@forks
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+def test_waiting_batches_hold_few_files_open(dataset: Dataset) -> None:
+    """Workers hand tensors over as open files. One per image and target runs into the system's limit."""
+    config = replace(CONFIG, num_workers=1)
+    row = training_batches(dataset, config, batch_size=64, seed=5, num_batches=4)
+    taken, most = 0, 0
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in row:
+        most = max(most, len(list(Path("/proc/self/fd").iterdir())) - before)
+        taken += 1
+    assert taken == 4
+    assert most < 64
 
 
 @pytest.mark.parametrize("start", [1, 2, 4])
@@ -158,3 +174,9 @@ def test_batches_are_pinned(dataset: Dataset) -> None:
     assert all(target.id_map.is_pinned() for target in batch.targets)
     moved = batch.to("cuda", non_blocking=True)
     assert torch.equal(moved.images.cpu(), batch.images)
+
+
+def test_images_without_labels_come_along(dataset: Dataset) -> None:
+    Image.fromarray(np.zeros((12, 16), np.uint8)).save(dataset.label_paths[0])
+    row = batches(dataset, batch_size=7, num_batches=1)[0]
+    assert [target.num_segments == 0 for target in row.targets] == [name == "000" for name in row.names]

@@ -95,13 +95,13 @@ def training_batches(
             len(dataset), seed, batch_size, range(start_batch, start_batch + num_batches), rank, world_size
         ),
         num_workers=min(config.num_workers, _num_processors()),
-        collate_fn=_collate,
+        collate_fn=_Packed.collate,
         pin_memory=pin_memory,
         # Of its own, because a loader draws a number when it starts: a resumed run, which starts one more, would
         # otherwise go on with other random numbers than an uninterrupted one.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    return map(_Packed.unpack, iter(loader))
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,39 @@ def _order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, num_images]).permutation(num_images)
 
 
-def _collate(examples: list[tuple[Tensor, Target, str]]) -> Batch:
-    images, targets, names = zip(*examples, strict=True)
-    return Batch(torch.stack(images), list(targets), list(names))
+@dataclass(frozen=True)
+class _Packed:
+    """A batch on its way from a worker, as three tensors rather than two per image and one.
+
+    While a tensor waits between two processes it holds a file descriptor, and a system gives a process only so many:
+    16 workers with two batches of 16 images each would need a thousand.
+    """
+
+    images: Tensor  # (B, 3, H, W)
+    id_maps: Tensor  # (B, H, W)
+    labels: Tensor  # of all images, one after the other
+    num_segments: list[int]
+    names: list[str]
+
+    @classmethod
+    def collate(cls, examples: list[tuple[Tensor, Target, str]]) -> _Packed:
+        images, targets, names = zip(*examples, strict=True)
+        return cls(
+            images=torch.stack(images),
+            id_maps=torch.stack([target.id_map for target in targets]),
+            labels=torch.cat([target.labels for target in targets]),
+            num_segments=[target.num_segments for target in targets],
+            names=list(names),
+        )
+
+    def pin_memory(self) -> _Packed:
+        tensors = (tensor.pin_memory() for tensor in (self.images, self.id_maps, self.labels))
+        return _Packed(*tensors, self.num_segments, self.names)
+
+    def unpack(self) -> Batch:
+        labels = self.labels.split(self.num_segments)
+        targets = [Target(labels=own, id_map=id_map) for own, id_map in zip(labels, self.id_maps, strict=True)]
+        return Batch(self.images, targets, self.names)
 
 
 def _num_processors() -> int:
