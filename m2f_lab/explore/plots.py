@@ -9,6 +9,7 @@ Q queries, K classes, T segments, S sampling points, H/W height/width.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize, overlay
@@ -25,6 +27,17 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 HEAT = "magma"  # perceptually uniform, dark to bright
 DIVERGING = "RdBu_r"
 TITLE, TEXT, SMALL = 10, 9, 8  # points
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows; matplotlib's own does so only after pyplot was imported."""
+
+    def _repr_png_(self) -> bytes:
+        drawn, packed = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png")
+        # 256 colours look the same at this size, and notebooks stay small enough for GitHub to show.
+        Image.open(drawn).convert("RGB").quantize(256).save(packed, format="png", optimize=True)
+        return packed.getvalue()
 
 
 def images(panels: Mapping[str, np.ndarray], columns: int | None = None, width: float = 3.0) -> Figure:
@@ -323,7 +336,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str = "") -> Figu
 def _grid(count: int, columns: int, width: float, height: float, title: bool = False) -> tuple[Figure, list[Axes]]:
     """A grid of pictures without frames; `width` and `height` in inches of one picture."""
     rows = math.ceil(count / columns)
-    figure = Figure(
+    figure = NotebookFigure(
         figsize=(columns * width, rows * (height + 0.3) + (0.3 if title else 0)), layout="constrained", dpi=90
     )
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -339,7 +352,7 @@ def _axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
 
 
 def _axes_row(count: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(count * width, height), layout="constrained", dpi=90)
+    figure = NotebookFigure(figsize=(count * width, height), layout="constrained", dpi=90)
     axes = list(figure.subplots(1, count, squeeze=False).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
