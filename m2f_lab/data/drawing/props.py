@@ -117,7 +117,7 @@ class Prop:
         return self.stage.camera.pixels_per_metre(self.depth)
 
     def to_world(self, p: Point3) -> Point3:
-        u, v, w = (c * self.scale for c in p)
+        u, v, w = p[0] * self.scale, p[1] * self.scale, p[2] * self.scale
         return self.x + self.cos * u + self.sin * w, self.y + v, self.z - self.sin * u + self.cos * w
 
     @property
