@@ -168,7 +168,8 @@ def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_the_representation_is_short_and_stable() -> None:
-    assert repr(some_view()) == "MaskView(2 stacks of up to 3 masks)"
+    assert repr(some_view()) == "MaskView(2 stacks of 3 masks)"
+    assert repr(MaskView(IMAGE, np.zeros((4, 2, 2), bool))) == "MaskView(4 masks)"
 
 
 def test_there_is_a_picture_where_widgets_do_not_run() -> None:

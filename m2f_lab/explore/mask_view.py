@@ -294,7 +294,8 @@ class MaskView(anywidget.AnyWidget):
         save_page(path, [self], title=title)
 
     def __repr__(self) -> str:
-        return f"MaskView({len(self.shapes)} stacks of up to {max(shape[0] for shape in self.shapes)} masks)"
+        masks = f"{max(shape[0] for shape in self.shapes)} masks"
+        return f"MaskView({len(self.shapes)} stacks of {masks})" if len(self.shapes) > 1 else f"MaskView({masks})"
 
     def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
         """The widget, and a picture for wherever widgets do not run."""

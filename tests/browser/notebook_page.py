@@ -14,7 +14,7 @@ from playwright.sync_api import Locator, Page
 TIMEOUT = 120_000  # ms, for what a busy machine may take
 PIXEL_TIMEOUT = 10  # seconds
 
-_WIDGET = "window.jupyterapp.shell.currentWidget"
+_WIDGET = "window.jupyterapp?.shell.currentWidget"
 _KERNEL_IS_IDLE = f"() => {_WIDGET}?.sessionContext?.session?.kernel?.status === 'idle'"
 # Exceptions in the callbacks of widgets reach no cell; the kernel reports them on its iopub channel only.
 _LISTEN = f"""() => {{
