@@ -25,7 +25,6 @@ from m2f_lab.structures import IGNORE
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 HEAT = "magma"  # perceptually uniform, dark to bright
-DIVERGING = "RdBu_r"
 TITLE, TEXT, SMALL = 10, 9, 8  # points
 
 
@@ -89,8 +88,8 @@ def comparison_rows(
         classes: names and colours.
         width: of one picture, in inches.
     """
-    height = max(image.shape[0] / image.shape[1] for image, _, _ in rows) * width
-    figure, axes = _grid(3 * len(rows), 3, width, height)
+    heights = [image.shape[0] / image.shape[1] * width for image, _, _ in rows]
+    figure, axes = _grid(3 * len(rows), 3, width, heights)
     for i, (image, truth, prediction) in enumerate(rows):
         titles = ("image", "truth", "prediction") if i == 0 else ("", "", "")
         pictures = (image, colorize(truth, classes), colorize(prediction, classes))
@@ -221,8 +220,8 @@ def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), tit
     """How a run went: the loss and its terms, mIoU, and the learning rate.
 
     Args:
-        steps: rows with "iteration" and "loss", and where there are: "class", "mask", "dice" (means over predictions)
-            and "learning_rate".
+        steps: rows of `Run.steps`, with "iteration", "loss", "learning_rate" and the terms "0.class", "0.mask" and so on;
+            or with means over predictions, "class", "mask", "dice", in their place.
         evaluations: rows with "iteration" and "mIoU" in percent.
         title: over everything.
     """
@@ -231,10 +230,8 @@ def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), tit
     axes[0].plot(iterations, [row["loss"] for row in steps], color=PALETTE[0], linewidth=1.4)
     axes[0].set_title("loss, weighted sum", fontsize=TITLE)
     for term, color in zip(("class", "mask", "dice"), PALETTE, strict=False):
-        if steps and term in steps[-1]:
-            axes[1].plot(iterations, [row.get(term, math.nan) for row in steps], color=color, linewidth=1.2, label=term)
-    if axes[1].lines:
-        axes[1].legend(fontsize=SMALL, frameon=False)
+        axes[1].plot(iterations, [_mean_term(row, term) for row in steps], color=color, linewidth=1.2, label=term)
+    axes[1].legend(fontsize=SMALL, frameon=False)
     axes[1].set_title("terms, mean of predictions", fontsize=TITLE)
     axes[2].plot(
         [row["iteration"] for row in evaluations], [row["mIoU"] for row in evaluations], color=PALETTE[2], marker="o",
@@ -247,6 +244,27 @@ def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), tit
     axes[3].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for ax in axes:
         ax.set_xlabel("iteration")
+    return figure
+
+
+def losses_per_prediction(losses: Mapping[str, float], title: str = "") -> Figure:
+    """The terms of the loss for every prediction, from the learned queries (0) to the last decoder layer.
+
+    Args:
+        losses: what `Criterion` returns, as numbers: "l.class", "l.mask" and "l.dice" for prediction l; other entries
+            are left out.
+        title: says what to see.
+    """
+    terms = ("class", "mask", "dice")
+    count = sum(name.endswith(f".{terms[0]}") for name in losses)
+    figure, ax = _axes(1.6 + 0.45 * count, 2.8, title)
+    for i, (term, color) in enumerate(zip(terms, PALETTE, strict=False)):
+        places = [prediction + 0.27 * (i - 1) for prediction in range(count)]
+        ax.bar(places, [losses[f"{l}.{term}"] for l in range(count)], width=0.25, color=color, label=term)
+    ax.set_xticks(range(count))
+    ax.set_xlabel("prediction")
+    ax.set_ylabel("loss, unweighted")
+    figure.legend(loc="outside right upper", fontsize=SMALL, frameon=False)
     return figure
 
 
@@ -333,13 +351,15 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str = "") -> Figu
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _grid(count: int, columns: int, width: float, height: float, title: bool = False) -> tuple[Figure, list[Axes]]:
-    """A grid of pictures without frames; `width` and `height` in inches of one picture."""
+def _grid(
+    count: int, columns: int, width: float, height: float | Sequence[float], title: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A grid of pictures without frames; `width` and `height` (of all, or row by row) in inches of one picture."""
     rows = math.ceil(count / columns)
-    figure = NotebookFigure(
-        figsize=(columns * width, rows * (height + 0.3) + (0.3 if title else 0)), layout="constrained", dpi=90
-    )
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    heights = [height] * rows if isinstance(height, int | float) else list(height)
+    total = sum(heights) + 0.3 * rows + (0.3 if title else 0)
+    figure = NotebookFigure(figsize=(columns * width, total), layout="constrained", dpi=90)
+    axes = list(figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flat)
     for ax in axes:
         ax.set_axis_off()
     return figure, axes[:count]
@@ -363,6 +383,12 @@ def _axes_row(count: int, width: float, height: float, title: str) -> tuple[Figu
     if title:
         figure.suptitle(title, fontsize=TITLE + 1)
     return figure, axes
+
+
+def _mean_term(row: dict, term: str) -> float:
+    """A loss term averaged over predictions; NaN where the row does not hold it."""
+    values = [value for name, value in row.items() if name == term or name.endswith(f".{term}")]
+    return sum(values) / len(values) if values else math.nan
 
 
 def _colors(count: int) -> list[str]:
