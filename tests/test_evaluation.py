@@ -158,6 +158,14 @@ def test_predictions_tensors_and_wide_integers_are_accepted():
         assert evaluator.result() == expected
 
 
+def test_read_only_and_mirrored_arrays_are_accepted():
+    (predicted, truth), expected = random_pairs(1)[0], measure(4, *random_pairs(1))
+    truth.flags.writeable = False
+    evaluator = SemanticEvaluator(4)
+    evaluator.update(predicted[:, ::-1], truth[:, ::-1])
+    assert evaluator.result() == expected
+
+
 # Errors
 
 
@@ -337,6 +345,18 @@ def test_a_broken_label_is_named_also_from_a_thread(data_root, recipe, num_worke
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(path)
     with pytest.raises(DataError, match=r"1\.png"):
         evaluate(ColorReader(), recipe.vary(data=dict(num_workers=num_workers)), data_root)
+
+
+def test_predictions_that_cannot_be_counted_are_reported(data_root, recipe, monkeypatch):
+    """Counting goes on beside the model; what it raises must not get lost, not even after the last image."""
+
+    def update(self, prediction, label_map):
+        if label_map.shape == SIZES[-1]:
+            raise ValueError("cannot count this")
+
+    monkeypatch.setattr(SemanticEvaluator, "update", update)
+    with pytest.raises(ValueError, match="cannot count this"):
+        evaluate(ColorReader(), recipe, data_root)
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the CamVid photographs are not here")

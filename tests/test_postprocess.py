@@ -173,7 +173,8 @@ def test_many_classes_do_not_run_into_the_ignored_label():
     got = postprocess.semantic(output)
     assert got.label_map.dtype == np.int64
     assert (got.label_map == 255).all()
-    assert postprocess.semantic(random_output(num_classes=255, batch=1)).label_map.dtype == np.uint8
+    for num_classes, dtype in ((255, np.uint8), (256, np.int64)):
+        assert postprocess.semantic(random_output(num_classes=num_classes, batch=1)).label_map.dtype == dtype
 
 
 def test_everything_after_the_model_is_float32_under_autocast():

@@ -65,9 +65,16 @@ def evaluate(
     evaluator = SemanticEvaluator(len(dataset.classes), dataset.classes.names)
     sizes = {"shortest_edge": recipe.evaluation.shortest_edge, "longest_edge": recipe.evaluation.longest_edge}
     samples = _read_ahead(dataset, indices, recipe.data.num_workers)
-    with evaluating(model):
+    with evaluating(model), ThreadPoolExecutor(1) as beside:
+        counted = None
         for sample in tqdm(samples, desc=f"evaluate {split}", total=len(indices), unit="image", disable=not progress):
-            evaluator.update(predict(model, sample.image, classes=dataset.classes, **sizes), sample.label_map)
+            prediction = predict(model, sample.image, classes=dataset.classes, **sizes)
+            if counted is not None:
+                counted.result()  # raises what went wrong
+            # Counted while the model is busy with the next image: on a fast GPU it would take a tenth of the time.
+            counted = beside.submit(evaluator.update, prediction, sample.label_map)
+        if counted is not None:
+            counted.result()
     if world_size > 1:
         evaluator.all_reduce()
     return evaluator.result()

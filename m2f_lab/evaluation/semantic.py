@@ -59,7 +59,7 @@ class SemanticEvaluator:
             raise ValueError(
                 f'A prediction of task="{prediction.task}" has no label_map; predict with task="semantic".'
             )
-        predicted, truth = torch.as_tensor(predicted), torch.as_tensor(label_map)
+        predicted, truth = _tensor(predicted), _tensor(label_map)
         if predicted.shape != truth.shape:
             raise ValueError(
                 f"The prediction is {list(predicted.shape)}, the truth {list(truth.shape)}: they are compared at the "
@@ -147,6 +147,11 @@ class SemanticEvaluator:
             "num_images": self.num_images,
             "classes": classes,
         }
+
+
+def _tensor(values: np.ndarray | Tensor) -> Tensor:
+    """Without a copy where that is possible; PyTorch takes neither read-only nor mirrored arrays."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 
 def format_table(result: dict) -> str:

@@ -98,12 +98,9 @@ def _rgb(image: Image.Image, name: str) -> np.ndarray:
     elif image.mode in ("I", "F"):
         raise ValueError(f"{name} has mode {image.mode}, numbers of unknown range; scale it to 0..255 (mode L) first.")
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # palettes with transparency: PIL warns that their alpha is dropped, as is meant
+        # Palettes with transparency: PIL warns that their alpha channel is dropped, as is meant.
+        warnings.simplefilter("ignore")
         try:
             return np.asarray(image.convert("RGB"))
         except ValueError as error:
-            raise ValueError(
-                f"{name} has mode {image.mode}, which PIL cannot convert to RGB; convert it first."
-            ) from error
+            raise ValueError(f"{name} has mode {image.mode}, which PIL cannot convert to RGB.") from error
