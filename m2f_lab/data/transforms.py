@@ -137,6 +137,6 @@ def _draw_box(label_map: np.ndarray, size: tuple[int, int], config: DataConfig, 
             break
         crop = crop_of_resized_labels(label_map, size, box)
         counts = np.bincount(crop.ravel(), minlength=IGNORE + 1)[:IGNORE]
-        if np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * config.single_category_max_area:
+        if counts.max() < counts.sum() * config.single_category_max_area:
             break
     return box
