@@ -14,9 +14,9 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..structures import MaskLogits, Output, Target, sample_points
-from .matcher import Matcher, Matching, in_float32
-from .points import sample_segments, uncertain_points
+from m2f_lab.loss.matcher import Matcher, Matching, in_float32
+from m2f_lab.loss.points import sample_segments, uncertain_points
+from m2f_lab.structures import MaskLogits, Output, Target, sample_points
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..structures import MaskLogits, Output, Target, sample_points
-from .points import random_points, rows_at_once, sample_segments
+from m2f_lab.loss.points import random_points, rows_at_once, sample_segments
+from m2f_lab.structures import MaskLogits, Output, Target, sample_points
 
 
 class NonFiniteError(FloatingPointError):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..structures import IGNORE, Target, sample_points
+from m2f_lab.structures import IGNORE, Target, sample_points
 
 
 def rows_at_once(row_length: int, device: torch.device) -> int:
