@@ -1,0 +1,40 @@
+"""Figures from arrays: every picture of the notebooks, and the static side of every tool.
+
+Each function takes numpy arrays and returns a `matplotlib.figure.Figure`, which a notebook shows as the last value of
+a cell and `figure.savefig("name.pdf")` writes as vectors. pyplot is not used: it keeps figures alive in the kernel and
+is not safe in threads. Colours come from palettes that colour-blind readers can tell apart.
+
+Q queries, K classes, T segments, S sampling points, H/W height/width.
+"""
+
+from matplotlib.figure import Figure
+
+from m2f_lab.explore.plots.charts import bars, confusion, curves, learning_curves, losses_per_prediction, matrices
+from m2f_lab.explore.plots.pictures import (
+    attention,
+    comparison_rows,
+    heat_over_image,
+    images,
+    masks,
+    sampling_points,
+    segmentation,
+)
+from m2f_lab.explore.plots.theme import PALETTE
+
+__all__ = [
+    "PALETTE",
+    "Figure",
+    "attention",
+    "bars",
+    "comparison_rows",
+    "confusion",
+    "curves",
+    "heat_over_image",
+    "images",
+    "learning_curves",
+    "losses_per_prediction",
+    "masks",
+    "matrices",
+    "sampling_points",
+    "segmentation",
+]
