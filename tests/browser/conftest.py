@@ -153,8 +153,9 @@ def open_notebook(lab: Lab, browser: Browser) -> Iterator[OpenNotebook]:
         if name not in opened:
             lab.add(name, notebook or nbformat.read(ROOT / "notebooks" / name, as_version=4))
             page = browser.new_page(viewport={"width": 1400, "height": 1000})
-            opened[name] = NotebookPage(page, lab.url, name)
+            opened[name] = NotebookPage(page, name)
             _open_pages.append(opened[name])
+            opened[name].open(lab.url)
             if run:
                 opened[name].run_all()
         return opened[name]
