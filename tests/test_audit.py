@@ -145,6 +145,10 @@ def test_a_small_first_class_is_noticed_too(tmp_path: Path) -> None:
     assert any("one too low" in hint for hint in audit_folder(tmp_path, label).hints)
 
 
+def test_a_large_unlabelled_part_is_noticed_though_other_classes_are_missing_too(tmp_path: Path) -> None:
+    assert any("covers 38 %" in hint for hint in audit_folder(tmp_path, raw_label(num_ids=3)).hints)
+
+
 def test_labels_shifted_up_once_too_often(tmp_path: Path) -> None:
     report = audit_folder(tmp_path, raw_label() + np.uint8(1))
     assert any("run to 5, one more than there are classes" in hint for hint in report.hints)
