@@ -59,8 +59,8 @@ def heat() -> np.ndarray:
     return np.concatenate([rgb, alpha[:, None]], axis=1).round().astype(np.uint8)
 
 
-TABLES = {"mask": tint((255, 45, 130)), "blocked": tint((14, 16, 22)), "heat": heat()}
-"""Colours by purpose. Magenta is what photographs of streets and rooms have least of."""
+TABLES = {"mask": tint((255, 45, 130)), "blocked": tint((74, 80, 94)), "heat": heat()}
+"""Colours by purpose. Magenta is what photographs of streets and rooms have least of; grey fog dulls light and dark."""
 
 
 def to_uint8(masks: np.ndarray, relative: bool = False) -> tuple[np.ndarray, np.ndarray]:

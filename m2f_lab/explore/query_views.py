@@ -20,7 +20,7 @@ HELP = {
     "mask": "The probability that a pixel belongs to this query; the white line is at one half. Click to choose the "
     "query that contributes most to the class predicted at that pixel in the end.",
     "blocked": "Masked attention: a layer lets a query see the image only inside the mask it predicted just before. "
-    "What is dark was hidden from it.",
+    "What lies in grey fog was hidden from it.",
     "attention": "How the query distributed its attention over the image in this layer. All cells of a head add up to "
     "100 %. Stride 8: a cell stands for 8 × 8 pixels of the image as the model sees it.",
 }
@@ -171,7 +171,8 @@ def make_views(
         "blocked": MaskView(
             image, [nothing, *(blocked[order] for blocked in trace.blocked)], colors="blocked", smooth=False,
             captions=blocked_captions(trace, order), coverage=trace.coverage, pick=place[trace.winners],
-            words=("visible", "hidden"), width=small, title="What it may not see", help=HELP["blocked"], **common,
+            words=("visible", "hidden"), contour=0.5, width=small, title="What it may not see", help=HELP["blocked"],
+            **common,
         ),
         "attention": MaskView(
             image, _attention_stacks(trace, order), colors="heat", relative=True, smooth=False,
