@@ -180,9 +180,7 @@ class TestSchedule:
         config = OptimizationConfig(max_iterations=100, poly_power=1.0)
         optimizer = build_optimizer(swin, config)
         assert set_learning_rate(optimizer, 20, config) == pytest.approx(0.8e-4)
-        assert set_learning_rate(optimizer, 60, config) == pytest.approx(
-            0.4e-4
-        )  # not 0.4 × 0.8
+        assert set_learning_rate(optimizer, 60, config) == pytest.approx(0.4e-4)  # not 0.4 × 0.8
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         assert rates["decoders"] == rates["decoders, not decayed"] == pytest.approx(0.4e-4)
         assert rates["backbone"] == rates["backbone, not decayed"] == pytest.approx(0.4e-5)
@@ -221,3 +219,17 @@ class TestClippedStep:
         with pytest.raises(FloatingPointError, match="norm of the gradient is"):
             self.step(model, (1.0, bad), clip_norm=1.0)
         assert model.backbone.weight.item() == model.head.weight.item() == 1.0
+
+    def test_float16_overflow_skips_the_step_and_lowers_the_scale(self):
+        model = self.model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for weight, expected in ((math.inf, math.inf), (3.0, 5.0)):
+            optimizer.zero_grad()
+            loss = weight * model.backbone.weight.sum() + 4 * model.head.weight.sum()
+            scaler.scale(loss).backward()
+            assert clipped_step(optimizer, scaler, model, clip_norm=1.0) == pytest.approx(expected)  # without the scale
+            if weight == math.inf:
+                assert model.backbone.weight.item() == model.head.weight.item() == 1.0
+        assert model.head.weight.item() == pytest.approx(1 - 0.8, abs=1e-5)
+        assert scaler.get_scale() == 4.0

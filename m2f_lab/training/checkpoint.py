@@ -120,14 +120,10 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def settle_folder(folder: Path) -> bool:
-    """Finish or undo a replacement that was cut short; returns whether the folder is there now.
-
-    The old folder makes way only after the new one is complete: where only `.old` and `.new` are found, `.new` is
-    complete; in all other cases it may be half-written.
-    """
+    """Undo a replacement that was cut short; returns whether the folder is there now."""
     new, old = _siblings(folder)
-    if not folder.exists() and old.exists():
-        os.replace(new if new.exists() else old, folder)
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return folder.exists()

@@ -122,7 +122,7 @@ def keep_rows(file: Path, num_rows: int) -> None:
     os.replace(temporary, file)
 
 
-def open_run(path: Path, recipe: Recipe, resume: str) -> bool:
+def open_run(path: Path, recipe: Recipe, resume: str) -> None:
     """Prepare a folder for training.
 
     Args:
@@ -131,29 +131,26 @@ def open_run(path: Path, recipe: Recipe, resume: str) -> bool:
         resume: "auto" continues where there is a checkpoint, "must" insists on one, "never" deletes the run that is
             there and starts anew.
 
-    Returns:
-        Whether there is a checkpoint to continue from.
-
     Raises:
         ValueError: the folder holds a run of another recipe.
         FileNotFoundError: "must", but there is no checkpoint.
     """
     if resume not in ("auto", "must", "never"):
         raise ValueError(f'resume must be "auto", "must" or "never", got {resume!r}.')
-    last, best = path / "checkpoints" / "last", path / "checkpoints" / "best"
-    continues, has_best = settle_folder(last), settle_folder(best)
-    if resume == "must" and not continues:
-        raise FileNotFoundError(f'{last} does not exist: there is nothing to continue. resume="auto" starts anew then.')
-    if resume != "never" and (continues or has_best):
-        _check_same_recipe(path, recipe)
-    if resume == "never" or not continues:
-        continues = False
+    if resume == "never":
         shutil.rmtree(path / "checkpoints", ignore_errors=True)
         (path / "metrics.jsonl").unlink(missing_ok=True)
+    checkpoints = {which: settle_folder(path / "checkpoints" / which) for which in ("last", "best")}
+    if resume == "must" and not checkpoints["last"]:
+        raise FileNotFoundError(
+            f"{path / 'checkpoints' / 'last'} does not exist: there is nothing to continue. "
+            'resume="auto" starts anew then.'
+        )
+    if any(checkpoints.values()):
+        _check_same_recipe(path, recipe)
     path.mkdir(parents=True, exist_ok=True)
     recipe.save(path / "recipe.tmp")
     os.replace(path / "recipe.tmp", path / "recipe.json")
-    return continues
 
 
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:
