@@ -10,6 +10,7 @@ from PIL import Image
 
 from m2f_lab import recipes
 from m2f_lab.recipes import Recipe
+from m2f_lab.training import Run
 
 CLASSES = ("ground", "box", "ball")
 
@@ -66,3 +67,48 @@ def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 def timeless(rows: list[dict]) -> list[dict]:
     """Rows of metrics without what the clock and the machine decide."""
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "memory_gib")} for row in rows]
+
+
+def assert_same_run(run: Run, whole: Run) -> None:
+    for which in ("last", "best"):
+        assert_same_tensors(all_tensors(run.checkpoint(which)), all_tensors(whole.checkpoint(which)))
+    assert timeless(run.metrics) == timeless(whole.metrics)
+
+
+class Recorder:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.events, self.rows = [], []
+
+    def on_start(self, run: Run) -> None:
+        self.events.append(("start", run.iteration))
+
+    def on_step(self, row: dict) -> None:
+        self.events.append(("step", row["iteration"]))
+        self.rows.append(row)
+
+    def on_evaluation(self, row: dict) -> None:
+        self.events.append(("evaluation", row["iteration"]))
+
+    def on_end(self, run: Run) -> None:
+        self.events.append(("end", run.iteration))
+
+
+class StopAt(Recorder):
+    """Raises after some step, as a machine that dies would stop the run."""
+
+    def __init__(self, iteration: int, error: BaseException) -> None:
+        super().__init__()
+        self.iteration, self.error = iteration, error
+
+    def on_step(self, row: dict) -> None:
+        super().on_step(row)
+        if row["iteration"] == self.iteration:
+            raise self.error
+
+
+def fixed_points(num_sets: int, num_points: int, like: torch.Tensor) -> torch.Tensor:
+    """The same points for everyone, in place of random ones."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, num_points, 2, generator=generator).to(like).expand(num_sets, -1, -1)

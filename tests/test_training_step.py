@@ -1,0 +1,171 @@
+"""One step: in parts, in several processes and in lower precision."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from m2f_lab.data import open_dataset, training_batches
+from m2f_lab.loss import Criterion
+from m2f_lab.model import build_model
+from m2f_lab.structures import Target
+from m2f_lab.training import Run, train
+from m2f_lab.training.distributed import Processes
+from m2f_lab.training.optimizer import build_optimizer
+from m2f_lab.training.step import Learner, Share, autocast_dtype, gradient_shares, split
+from tests.toy_training import (
+    StopAt,
+    all_tensors,
+    fixed_points,
+    timeless,
+    toy_recipe,
+    write_toy_data,
+)
+
+CPU = torch.device("cpu")
+ALONE = Processes(rank=0, size=1, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_toy_data(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory) -> Run:
+    """The run that was never stopped."""
+    return train(toy_recipe(), root, tmp_path_factory.mktemp("runs") / "whole")
+
+
+class TestPrecision:
+    def test_choice(self):
+        assert autocast_dtype("auto", CPU) == torch.float32
+        assert autocast_dtype("bfloat16", CPU) == torch.bfloat16
+        assert autocast_dtype("float16", CPU) == torch.float16
+
+    def test_bfloat16_trains_close_to_float32(self, root, whole, tmp_path):
+        run = train(toy_recipe(max_iterations=2, precision="bfloat16"), root, tmp_path / "run")
+        assert run.steps[0]["loss"] == pytest.approx(whole.steps[0]["loss"], rel=0.02)
+        assert run.steps[0]["loss"] != whole.steps[0]["loss"]
+        assert {v.dtype for v in run.model().state_dict().values()} == {torch.float32, torch.int64}
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+    def test_on_a_gpu(self, root, whole, tmp_path, precision):
+        before = torch.cuda.memory_allocated()
+        recipe = toy_recipe(precision=precision)
+        run = train(recipe, root, tmp_path / "run", callbacks=[StopAt(3, KeyboardInterrupt())])
+        assert torch.cuda.memory_allocated() == before
+        run = train(recipe, root, tmp_path / "run")
+        assert run.finished
+        assert run.steps[0]["loss"] == pytest.approx(whole.steps[0]["loss"], rel=0.05)
+
+
+class TestParts:
+    """Gradient accumulation is the big batch, but for batch norm and the random points."""
+
+    RECIPE = toy_recipe(backbone="test_convnext", batch_size=4, clip_norm=1e9)  # no batch norm
+
+    def batch(self, root: Path):
+        dataset = open_dataset("folder", root, "train")
+        return next(training_batches(dataset, self.RECIPE.data, batch_size=4, seed=0, num_batches=1))
+
+    def gradient(self, root: Path, num_parts: int) -> tuple[dict[str, torch.Tensor], dict]:
+        recipe = self.RECIPE.vary(optimization=dict(accumulation_steps=num_parts))
+        torch.manual_seed(0)
+        model = build_model(recipe.model)
+        criterion = Criterion(recipe.model.num_classes, num_points=recipe.loss.num_points)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        optimizer = build_optimizer(model, recipe.optimization)
+        learner = Learner(recipe, model, criterion, optimizer, scaler, torch.float32, ALONE)
+        losses = learner.step(self.batch(root), 0)
+        return {name: p.grad for name, p in model.named_parameters()}, losses
+
+    @pytest.mark.parametrize("num_parts", [2, 4])
+    def test_parts_add_up_to_the_gradient_of_the_batch(self, root, monkeypatch, num_parts):
+        monkeypatch.setattr("m2f_lab.loss.points.random_points", fixed_points)
+        monkeypatch.setattr("m2f_lab.loss.matcher.random_points", fixed_points)
+        expected, expected_losses = self.gradient(root, 1)
+        found, losses = self.gradient(root, num_parts)
+        scale = max(g.abs().max() for g in expected.values())
+        for name, gradient in expected.items():
+            difference = (found[name] - gradient).abs().max() / scale
+            assert difference < 1e-5, f"{name}: {difference:.1e}"
+        assert losses == pytest.approx(expected_losses, rel=1e-4)
+
+    def test_a_plain_average_of_parts_would_not(self, root, monkeypatch):
+        """The images differ in their number of segments, so the weights matter."""
+        monkeypatch.setattr("m2f_lab.loss.points.random_points", fixed_points)
+        monkeypatch.setattr("m2f_lab.loss.matcher.random_points", fixed_points)
+        monkeypatch.setattr("m2f_lab.training.step.gradient_shares", lambda parts, *_: [Share(0.25, 0.25)] * 4)
+        _, losses = self.gradient(root, 4)
+        monkeypatch.undo()
+        assert losses["loss"] != pytest.approx(self.gradient(root, 1)[1]["loss"], rel=1e-3)
+
+    def test_shares_by_hand(self):
+        def target(num_segments: int) -> Target:
+            return Target(labels=torch.zeros(num_segments, dtype=torch.long), masks=torch.zeros(num_segments, 2, 2) > 0)
+
+        # 10 queries; parts of one image with 3 and 1 segments: class weights 3 + 0.7 and 1 + 0.9.
+        shares = gradient_shares([[target(3)], [target(1)]], 10, 0.1, ALONE)
+        assert [s.masks for s in shares] == pytest.approx([3 / 4, 1 / 4])
+        assert [s.classes for s in shares] == pytest.approx([3.7 / 5.6, 1.9 / 5.6])
+        # More segments than queries: only as many as there are queries count as matched, but all as segments.
+        shares = gradient_shares([[target(12)], [target(0)]], 10, 0.1, ALONE)
+        assert [s.classes for s in shares] == pytest.approx([10 / 11, 1 / 11])
+        assert [s.masks for s in shares] == pytest.approx([1, 1 / 12])  # an empty part adds nothing, divided by 1
+        assert gradient_shares([[target(3), target(0)]], 10, 0.1, ALONE) == [Share(1.0, 1.0)]
+
+    def test_split_keeps_the_order(self, root):
+        batch = self.batch(root)
+        parts = split(batch, 2)
+        assert [n for part in parts for n in part.names] == batch.names
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(root, tmp_path):
+    """Started as torchrun starts them: the gradient is that of one process, and the files are written once."""
+    recipe = TestParts.RECIPE.vary(optimization=dict(max_iterations=2, evaluate_every=1, accumulation_steps=1))
+    recipe.save(tmp_path / "recipe.json")
+    script = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "import m2f_lab.loss.points, m2f_lab.loss.matcher\n"
+        "from m2f_lab.recipes import Recipe\n"
+        "from m2f_lab.training import train\n"
+        "from tests.toy_training import fixed_points\n"
+        "m2f_lab.loss.points.random_points = m2f_lab.loss.matcher.random_points = fixed_points\n"
+        "train(Recipe.load(sys.argv[1]), sys.argv[2], sys.argv[3])\n"
+    )
+
+    def run(name: str, size: int) -> Run:
+        port = str(29500 + os.getpid() % 1000)
+        common = dict(os.environ, WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        environments = [common | dict(RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(size)]
+        command = [sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(root), str(tmp_path / name)]
+        started = [subprocess.Popen(command, env=e, cwd=Path(__file__).parents[1]) for e in environments]
+        try:
+            assert [process.wait(timeout=240) for process in started] == [0] * size
+        finally:
+            for process in started:
+                process.kill()
+        return Run(tmp_path / name)
+
+    one, two = run("one", 1), run("two", 2)
+    assert [row["kind"] for row in two.metrics] == ["step", "evaluation"] * 2
+    for a, b in zip(timeless(one.steps), timeless(two.steps), strict=True):
+        assert (a.pop("kind"), b.pop("kind")) == ("step", "step")
+        assert b == pytest.approx(a, rel=1e-3)
+    assert two.evaluations[0]["num_images"] == one.evaluations[0]["num_images"]
+    assert two.evaluations[0]["mIoU"] == pytest.approx(one.evaluations[0]["mIoU"], abs=0.5)
+    first_moments = {n: v for n, v in all_tensors(one.checkpoint("last")).items() if ".exp_avg." in n}
+    scale = max(v.abs().max() for v in first_moments.values())
+    for name, value in first_moments.items():
+        found = all_tensors(two.checkpoint("last"))[name]
+        difference = (found - value).abs().max() / scale
+        assert difference < 1e-4, f"{name}: {difference:.1e}"
