@@ -1,10 +1,8 @@
 """Recipes: everything that decides what a training run does, as plain data.
 
 A recipe is five frozen dataclasses (model, data, loss, optimization, evaluation) and a few words. Nothing is looked
-up elsewhere and nothing is changed on the way: what you read here is what runs. Vary one with
-`dataclasses.replace`, or shorter with `recipe.vary(optimization=dict(max_iterations=1000))`.
-
-Published figures stand beside the recipes as data: they are the authors' numbers, not ours.
+up elsewhere and nothing is changed on the way: what you read here is what runs. Vary one with `dataclasses.replace`, or
+shorter with `recipe.vary(optimization=dict(max_iterations=1000))`. Published figures are the authors', not ours.
 """
 
 from __future__ import annotations
@@ -199,7 +197,6 @@ _BACKBONES = {
     "swin_base": "swin_base_patch4_window12_384.ms_in22k",
     "swin_large": "swin_large_patch4_window12_384.ms_in22k",
     "resnet50": "resnet50.tv_in1k",
-    "resnet101": "resnet101.tv_in1k",
 }
 _NOTES = "Schedule, crop and queries of the official Mask2Former; SSSegmentation trains for {epochs} epochs instead."
 
@@ -280,10 +277,6 @@ def ade20k_resnet50(task: str = "semantic") -> Recipe:
     return _ade20k("resnet50", task, crop=512, mIoU=47.2)
 
 
-def ade20k_resnet101(task: str = "semantic") -> Recipe:
-    return _ade20k("resnet101", task, crop=512, mIoU=47.8)
-
-
 def cityscapes_swin_tiny(task: str = "semantic") -> Recipe:
     return _cityscapes("swin_tiny", task, mIoU=82.1)
 
@@ -302,10 +295,6 @@ def cityscapes_swin_large(task: str = "semantic") -> Recipe:
 
 def cityscapes_resnet50(task: str = "semantic") -> Recipe:
     return _cityscapes("resnet50", task, mIoU=79.4)
-
-
-def cityscapes_resnet101(task: str = "semantic") -> Recipe:
-    return _cityscapes("resnet101", task, mIoU=80.1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

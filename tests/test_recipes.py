@@ -21,6 +21,13 @@ def test_round_trip_through_json(name, tmp_path):
     assert Recipe.load(tmp_path / "recipe.json") == recipe
 
 
+def test_backbone_options_round_trip_too(tmp_path):
+    """JSON knows no tuples; a run that is continued compares its recipe with the file."""
+    recipe = recipes.debug_tiny().vary(model=dict(backbone_options=dict(depths=(1, 1, 2, 1))))
+    recipe.save(tmp_path / "recipe.json")
+    assert Recipe.load(tmp_path / "recipe.json") == recipe
+
+
 @pytest.mark.parametrize(
     ("name", "mean_iou"),
     [
@@ -68,7 +75,7 @@ def test_vary_changes_parts_and_leaves_the_original():
     ("changes", "message"),
     [
         (dict(num_classes=0), "num_classes must be a positive integer, got 0"),
-        (dict(num_classes=2, hidden_dim=48), "divisible by 32"),
+        (dict(num_classes=2, hidden_dim=48), "normalisation = 32"),
         (dict(num_classes=2, hidden_dim=64, num_heads=7), "divisible by num_heads = 7"),
         (dict(num_classes=2, drop_path_rate=1.0), r"in \[0, 1\)"),
     ],
