@@ -59,7 +59,7 @@ function chosenMask(model) {
 }
 
 /** Colour 0…255 and opacity 0…1 of each of the 256 values, threshold applied. */
-function colours(model) {
+function colors(model) {
   const table = bytes(model.get("table")), threshold = model.get("threshold"), opacity = model.get("opacity");
   const rgb = new Uint8Array(3 * 256), alpha = new Float32Array(256);
   for (let value = 0; value < 256; value++) {
@@ -76,7 +76,8 @@ function composite(model, mask, image, target, lineWidth) {
   const [coverX, coverY] = model.get("coverage"), smooth = model.get("smooth");
   const columns = samplingTable(width, mask.width, coverX, smooth);
   const rows = samplingTable(height, mask.height, coverY, smooth);
-  const { rgb, alpha } = colours(model), values = mask.values, contour = model.get("opacity") && 255 * model.get("contour");
+  const { rgb, alpha } = colors(model), values = mask.values;
+  const contour = model.get("opacity") && 255 * model.get("contour");
   const inside = contour > 0 ? new Uint8Array(width * height) : null;
   const row = new Float32Array(mask.width); // of cells, read between two rows of the mask
   for (let y = 0, o = 0; y < height; y++) {
@@ -84,10 +85,10 @@ function composite(model, mask, image, target, lineWidth) {
     for (let i = 0; i < mask.width; i++) row[i] = values[above + i] + (values[below + i] - values[above + i]) * down;
     for (let x = 0; x < width; x++, o += 4) {
       const left = row[columns.first[x]], value = left + (row[columns.second[x]] - left) * columns.weight[x];
-      const entry = (value + 0.5) | 0, a = alpha[entry], colour = 3 * entry;
-      out[o] = base[o] + (rgb[colour] - base[o]) * a;
-      out[o + 1] = base[o + 1] + (rgb[colour + 1] - base[o + 1]) * a;
-      out[o + 2] = base[o + 2] + (rgb[colour + 2] - base[o + 2]) * a;
+      const entry = (value + 0.5) | 0, a = alpha[entry], color = 3 * entry;
+      out[o] = base[o] + (rgb[color] - base[o]) * a;
+      out[o + 1] = base[o + 1] + (rgb[color + 1] - base[o + 1]) * a;
+      out[o + 2] = base[o + 2] + (rgb[color + 2] - base[o + 2]) * a;
       out[o + 3] = 255;
       if (inside) inside[o >> 2] = value >= contour ? 1 : 0;
     }
@@ -128,7 +129,7 @@ function drawLegend(model, mask, nodes) {
   nodes.low.textContent = words.length ? words[0] : "0";
   nodes.high.textContent = words.length ? words[1] : asPercent ? percent(mask.scale) : mask.scale.toFixed(0);
   nodes.label.textContent = model.get("unit");
-  const { rgb, alpha } = colours(model);
+  const { rgb, alpha } = colors(model);
   const stops = Array.from({ length: 17 }, (_, i) => {
     const value = Math.round((255 * i) / 16);
     return `rgba(${rgb.subarray(3 * value, 3 * value + 3).join(", ")}, ${alpha[value].toFixed(3)})`;
@@ -142,13 +143,13 @@ function drawCaption(model, mask, nodes) {
   nodes.warning.textContent = caption.warning ?? "";
   nodes.warning.hidden = !caption.warning;
   nodes.bars.replaceChildren();
-  for (const [label, value, colour] of caption.bars ?? []) {
+  for (const [label, value, color] of caption.bars ?? []) {
     const row = element("div", "m2f-bar", nodes.bars);
     element("span", "m2f-bar-label", row, label).title = label;
     const track = element("span", "m2f-bar-track", row);
     const fill = element("span", "m2f-bar-fill", track);
     fill.style.width = `${100 * value}%`;
-    fill.style.background = colour;
+    fill.style.background = color;
     element("span", "m2f-bar-value", row, percent(value));
   }
 }
@@ -156,13 +157,13 @@ function drawCaption(model, mask, nodes) {
 function render({ model, el }) {
   const listeners = new AbortController(), signal = listeners.signal;
   el.classList.add("m2f-maskview");
-  el.dataset.lmSuppressShortcuts = "true"; // else JupyterLab's command mode takes the arrow keys and digits
   const header = element("div", "m2f-header", el);
   const title = element("span", "m2f-title", header);
   const help = element("span", "m2f-help", header, "?");
   const stage = element("div", "m2f-stage", el);
   const canvas = element("canvas", "m2f-canvas", stage);
   canvas.tabIndex = 0;
+  canvas.dataset.lmSuppressShortcuts = "true"; // else "x" would cut the cell: JupyterLab's command mode
   const cross = element("div", "m2f-cross", stage);
   const tip = element("div", "m2f-tip", stage);
   const warning = element("div", "m2f-warning", stage);
@@ -237,8 +238,8 @@ function render({ model, el }) {
   /** The pointer's place on the image in 0…1, just below 1 at most. */
   function place(event) {
     const box = canvas.getBoundingClientRect();
-    return [
-      clamp((event.clientX - box.left) / box.width, 0, 0.999999), clamp((event.clientY - box.top) / box.height, 0, 0.999999)];
+    const fraction = (value) => clamp(value, 0, 0.999999);
+    return [fraction((event.clientX - box.left) / box.width), fraction((event.clientY - box.top) / box.height)];
   }
 
   /** Tell the views of the same group where the pointer is, so that they mark the same place. */
@@ -305,8 +306,8 @@ function render({ model, el }) {
   const resize = new ResizeObserver(schedule);
   resize.observe(stage);
 
-  const redrawn = ["stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes", "scales",
-    "coverage", "table", "captions", "readout", "words", "unit"];
+  const redrawn = ["stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
+    "scales", "coverage", "table", "captions", "readout", "words", "unit"];
   const relabelled = ["title", "help", "width", "image_size"];
   const changed = () => { labels(); schedule(); };
   for (const name of redrawn) model.on(`change:${name}`, schedule);

@@ -25,8 +25,9 @@ async function unpack(text) {
 }
 
 async function load(state) {
-  const unpacked = Object.entries(state.packed).map(async ([name, number]) => [name, await unpack(page.buffers[number])]);
-  return new Model({ ...state.traits, ...Object.fromEntries(await Promise.all(unpacked)) });
+  const binary = {};
+  for (const [name, number] of Object.entries(state.packed)) binary[name] = await unpack(page.buffers[number]);
+  return new Model({ ...state.traits, ...binary });
 }
 
 function control({ trait, label, help, options, low, high, step }, models) {
