@@ -14,6 +14,7 @@ from m2f_lab.data.ade20k import CLASSES as ADE20K
 from m2f_lab.data.cityscapes import CLASSES as CITYSCAPES
 from m2f_lab.data.cityscapes import TRAIN_IDS
 from m2f_lab.data.folder import parse_classes
+from m2f_lab.inference.images import as_rgb
 from tests.small_data import NAMES, picture, raw_label, write, write_cityscapes, write_folder
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -296,6 +297,21 @@ def test_images_become_red_green_blue(tmp_path: Path, mode: str) -> None:
     assert image.shape == (8, 8, 3)
     assert image.dtype == np.uint8
     assert abs(image.astype(int) - 204).max() <= 2
+
+
+def test_images_of_16_bits_are_scaled_down_in_training_as_in_prediction(tmp_path: Path) -> None:
+    """Pillow cuts them off at 255 of 65535, which makes nearly every pixel white."""
+    shades = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4 * 257
+    Image.fromarray(shades).save(tmp_path / "x.png")
+    image = read_image(tmp_path / "x.png")
+    assert np.array_equal(image, np.dstack([shades // 257] * 3))
+    assert np.array_equal(image, as_rgb(tmp_path / "x.png"))
+
+
+def test_images_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "x.tiff")
+    with pytest.raises(DataError, match=r"x\.tiff has mode F, numbers of unknown range.*0\.\.255"):
+        read_image(tmp_path / "x.tiff")
 
 
 def test_images_are_turned_upright(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ On disk every data set numbers its classes in its own way. Those numbers are cal
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,8 +167,35 @@ class Dataset:
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as red, green, blue, turned upright if its EXIF data says so. uint8 [H, W, 3]"""
     with _explaining_failure(path), Image.open(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(image.convert("RGB"))
+        return to_rgb(image, str(path))
+
+
+def to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """A PIL image as a person sees it: upright (EXIF), without alpha channel. uint8 [H, W, 3]
+
+    Training and prediction both go through here, so that the model sees the same pixels in both.
+
+    Args:
+        image: of any mode that holds colours or shades of grey; 16 bits per pixel are scaled down
+        name: what to call it in an error; its file name, usually
+
+    Raises:
+        DataError: it has no pixels, or a mode whose range nobody knows.
+    """
+    if 0 in image.size:
+        raise DataError(f"{name} is empty: {image.width} × {image.height} pixels.")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # PIL would cut everything above 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise DataError(f"{name} has mode {image.mode}, numbers of unknown range; scale it to 0..255 (mode L) first.")
+    with warnings.catch_warnings():
+        # Palettes with transparency: PIL warns that their alpha channel is dropped, as is meant.
+        warnings.simplefilter("ignore")
+        try:
+            return np.asarray(image.convert("RGB"))
+        except ValueError as error:
+            raise DataError(f"{name} has mode {image.mode}, which PIL cannot convert to RGB.") from error
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -242,6 +270,8 @@ def describe_folder(folder: Path) -> str:
 def _explaining_failure(path: str | Path) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.") from None
     # Pillow raises OSError, SyntaxError, ValueError and others, depending on the format and on where it is broken.

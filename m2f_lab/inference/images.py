@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from m2f_lab.data.dataset import to_rgb
 from m2f_lab.data.transforms import resized_size
 
 
@@ -30,7 +30,7 @@ def as_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return _checked_array(image)
     if isinstance(image, Image.Image):
-        return _rgb(image, "The PIL image")
+        return to_rgb(image, "The PIL image")
     if isinstance(image, (str, Path)):
         return _read_file(Path(image))
     raise TypeError(
@@ -82,25 +82,8 @@ def _read_file(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is a folder; predict takes one image at a time.")
     try:
         with Image.open(path) as image:
-            return _rgb(image, str(path))
+            return to_rgb(image, str(path))
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not an image that PIL can read; convert it to JPEG or PNG.") from error
     except (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image, it may be truncated: {error}") from error
-
-
-def _rgb(image: Image.Image, name: str) -> np.ndarray:
-    if 0 in image.size:
-        raise ValueError(f"{name} is empty: {image.width} × {image.height} pixels.")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # PIL would cut everything above 255
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"{name} has mode {image.mode}, numbers of unknown range; scale it to 0..255 (mode L) first.")
-    with warnings.catch_warnings():
-        # Palettes with transparency: PIL warns that their alpha channel is dropped, as is meant.
-        warnings.simplefilter("ignore")
-        try:
-            return np.asarray(image.convert("RGB"))
-        except ValueError as error:
-            raise ValueError(f"{name} has mode {image.mode}, which PIL cannot convert to RGB.") from error
