@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 import m2f_lab.training.loop as loop
 from m2f_lab import recipes
-from m2f_lab.data import open_dataset
+from m2f_lab.data import DataError, open_dataset
 from m2f_lab.data.scenes import write_cityscapes
 from m2f_lab.evaluation import evaluate, format_table
 from m2f_lab.training import ProgressBar, Run, train
@@ -217,6 +218,29 @@ class TestErrors:
         assert Run(tmp_path / "run").iteration == 2
         weights = all_tensors(Run(tmp_path / "run").checkpoint("last"))
         assert all(torch.isfinite(value).all() for value in weights.values())
+
+    def test_missing_validation_data_are_missed_before_the_first_step(self, tmp_path):
+        root = write_toy_data(tmp_path / "data")
+        shutil.rmtree(root / "images" / "validation")
+        with pytest.raises(DataError, match=r"no folder .*validation"):
+            train(toy_recipe(), root, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_an_evaluation_that_fails_costs_no_step(self, root, tmp_path, monkeypatch):
+        def unreadable(*arguments, **options):
+            raise DataError("7.png cannot be read")
+
+        monkeypatch.setattr(loop, "evaluate", unreadable)
+        with pytest.raises(DataError, match=r"7\.png"):
+            train(toy_recipe(), root, tmp_path / "run")
+        assert Run(tmp_path / "run").iteration == 3
+        monkeypatch.undo()
+        run = train(toy_recipe(), root, tmp_path / "run")
+        assert [row["iteration"] for row in run.evaluations] == [3, 6]
+
+    def test_the_home_folder(self, root, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert train(toy_recipe(max_iterations=1), root, "~/run").path == tmp_path / "run"
 
     def test_another_number_of_classes(self, root, tmp_path):
         with pytest.raises(ValueError, match=r"has 3 classes.*vary\(model=dict\(num_classes=3\)\)"):

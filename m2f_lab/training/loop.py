@@ -68,6 +68,7 @@ def train(
     run = Run(out)
     with processes() as world:
         dataset = open_dataset(recipe.data.dataset, data_root, "train")
+        open_dataset(recipe.data.dataset, data_root, "val")  # what is missing is to be said now, not hours later
         check_fit(recipe, dataset, world)
         if world.is_first:
             open_run(run.path, recipe, resume)  # only now: "never" deletes
@@ -166,9 +167,13 @@ class Session:
     def evaluate_and_save(self) -> None:
         """Evaluate and write a checkpoint, where it is time to."""
         if self._is_due(self.config.evaluate_every, done=self.progress.evaluated):
-            figures = evaluate(
-                self.model, self.recipe, self.dataset.root, rank=self.world.rank, world_size=self.world.size
-            )
+            try:
+                figures = evaluate(
+                    self.model, self.recipe, self.dataset.root, rank=self.world.rank, world_size=self.world.size
+                )
+            except Exception:  # say, a label that cannot be read: it costs no step
+                self._save()
+                raise
             row = {"kind": "evaluation", "iteration": self.progress.iteration} | figures
             with finish_first():
                 best = self.progress.best

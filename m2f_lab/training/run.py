@@ -36,7 +36,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
 
     def __repr__(self) -> str:
         return f"Run({self.recipe.name}, {self.iteration} of {self.recipe.optimization.max_iterations} iterations)"
