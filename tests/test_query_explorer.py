@@ -17,7 +17,7 @@ from PIL import Image
 
 from m2f_lab import recipes
 from m2f_lab.data import Classes
-from m2f_lab.explore import QueryExplorer, plots
+from m2f_lab.explore import QueryExplorer, plots, query_views
 from m2f_lab.explore.query_trace import (
     grid_size,
     pool,
@@ -28,7 +28,7 @@ from m2f_lab.explore.query_trace import (
     winning_queries,
     with_mean,
 )
-from m2f_lab.explore.query_views import OPENED, attention_pooling, class_labels, query_options
+from m2f_lab.explore.query_views import OPENED, attention_pooling, class_labels, make_views, query_options
 from m2f_lab.model import build_model
 from m2f_lab.structures import Output
 from tests.toy_output import toy_output
@@ -139,6 +139,22 @@ def test_much_attention_is_pooled_and_still_adds_up() -> None:
     explorer = some_explorer()
     pooled = pool(with_mean(explorer.trace.attention[2]), 4)
     np.testing.assert_allclose(pooled.sum(axis=(2, 3)), 1, atol=1e-5)
+
+
+def test_pooled_attention_may_be_rounded_to_more_than_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query that sees four cells has all its attention in one block, whose sum may come out as 1.0000001."""
+    shares = np.random.default_rng(0).random((1000, 2, 2), np.float32)
+    shares /= shares.sum(axis=(1, 2), keepdims=True)
+    too_much = shares[pool(shares, 2)[:, 0, 0] > 1][0]
+    trace = trace_queries(toy_output())
+    attention = tuple(np.zeros_like(weights) for weights in trace.attention)
+    attention[2][..., :2, :2] = too_much
+    monkeypatch.setattr(query_views, "attention_pooling", lambda trace: [1, 1, 2, 1])
+    trace = replace(trace, attention=attention)
+    order = np.arange(trace.num_queries)
+    view = make_views(some_image(), trace, order, class_labels(CLASSES, 4), 560)["attention"]
+    view.stack = 3
+    assert view.mask[0, 0] == 255
 
 
 # ----------------------------------------------------------------------------------------------------------- the widget

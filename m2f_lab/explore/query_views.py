@@ -148,7 +148,8 @@ def _attention_stacks(trace: QueryTrace, order: np.ndarray) -> Iterator[np.ndarr
     """One layer at a time: all of them in floating point would take hundreds of megabytes. [Q, 1 + heads, h, w] each"""
     yield np.zeros((len(order), 1, 1, 1), np.uint8)
     for weights, factor in zip(trace.attention, attention_pooling(trace), strict=True):
-        yield pool(with_mean(weights[order]), factor)
+        # A sum of shares that all but makes a whole may be rounded to a little more than that.
+        yield np.minimum(pool(with_mean(weights[order]), factor), 1)
 
 
 def make_views(
