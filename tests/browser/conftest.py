@@ -81,11 +81,10 @@ class Lab:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """JupyterLab that reads and writes no settings of the user, beside the repository's data folder."""
+    """JupyterLab that touches neither the user's settings nor the repository; ../data and ../runs start empty."""
     home = tmp_path_factory.mktemp("lab")
     notebooks = home / "root" / "notebooks"
     notebooks.mkdir(parents=True)
-    (home / "root" / "data").symlink_to(ROOT / "data")
     (home / "app").mkdir()
     (home / "app" / "overrides.json").write_text(json.dumps(LAB_SETTINGS))
     with socket.socket() as probe:

@@ -1,6 +1,6 @@
 """A QueryExplorer on a page, in JupyterLab or saved, and whether it shows what numpy computes.
 
-screen = ExplorerScreen(notebook.page, twin)    # twin: the same explorer, made in the test's own process
+screen = screen_in(notebook, twin)    # twin: the same explorer, made in the test's own process
 notebook.drag_slider(".m2f-layer-slider", 1.0)
 screen.expect_drawn(layer=3, place=0)
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 
 import numpy as np
+from notebook_page import NotebookPage
 from playwright.sync_api import Locator, Page, expect
 
 from m2f_lab.explore import QueryExplorer
@@ -83,3 +84,24 @@ class ExplorerScreen:
         box = self.canvas(kind).bounding_box()
         self.canvas(kind).hover(position={"x": u * box["width"], "y": v * box["height"]})
         return self.page.locator(".m2f-tip:visible").inner_text()
+
+
+def screen_in(notebook: NotebookPage, twin: QueryExplorer) -> ExplorerScreen:
+    """The one explorer of a notebook; its images are remembered, and the opacity is as at the start."""
+    screen = ExplorerScreen(notebook.page, twin)
+    notebook.press(".m2f-opacity-slider", "Home")
+    expect(notebook.page.locator(".m2f-opacity-slider .widget-readout")).to_have_text("0%")
+    screen.remember_images()
+    notebook.press(".m2f-opacity-slider", "ArrowRight", times=14)
+    expect(notebook.page.locator(".m2f-opacity-slider .widget-readout")).to_have_text("70%")
+    return screen
+
+
+def inner_cell(area: np.ndarray) -> tuple[int, int]:
+    """A cell whose neighbours all belong to the area, too: clicks are exact to a pixel only."""
+    inside = np.pad(area, 1)
+    height, width = area.shape
+    shifts = [(y, x) for y in range(3) for x in range(3)]
+    surrounded = np.all([inside[y : y + height, x : x + width] for y, x in shifts], axis=0)
+    row, column = np.argwhere(surrounded)[0]
+    return int(row), int(column)

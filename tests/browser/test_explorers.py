@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from explorer_screen import KINDS, ExplorerScreen, read_canvas
+from explorer_screen import KINDS, ExplorerScreen, inner_cell, read_canvas, screen_in
 from notebook_page import NotebookPage, OpenNotebook
 from playwright.sync_api import Browser, Page, expect
 
@@ -57,16 +57,6 @@ def notebook_of(*cells: str) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel)
 
 
-def inner_cell(area: np.ndarray) -> tuple[int, int]:
-    """A cell whose neighbours all belong to the area, too: clicks are exact to a pixel only."""
-    inside = np.pad(area, 1)
-    height, width = area.shape
-    shifts = [(y, x) for y in range(3) for x in range(3)]
-    surrounded = np.all([inside[y : y + height, x : x + width] for y, x in shifts], axis=0)
-    row, column = np.argwhere(surrounded)[0]
-    return int(row), int(column)
-
-
 # -------------------------------------------------------------------------------------------------------- in JupyterLab
 
 
@@ -77,13 +67,7 @@ def notebook(open_notebook: OpenNotebook) -> NotebookPage:
 
 @pytest.fixture(scope="module")
 def screen(notebook: NotebookPage) -> ExplorerScreen:
-    found = ExplorerScreen(notebook.page, make_twin())
-    notebook.press(".m2f-opacity-slider", "Home")
-    expect(notebook.page.locator(".m2f-opacity-slider .widget-readout")).to_have_text("0%")
-    found.remember_images()
-    notebook.press(".m2f-opacity-slider", "ArrowRight", times=14)
-    expect(notebook.page.locator(".m2f-opacity-slider .widget-readout")).to_have_text("70%")
-    return found
+    return screen_in(notebook, make_twin())
 
 
 @pytest.fixture(autouse=True)
