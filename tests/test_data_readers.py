@@ -296,6 +296,7 @@ def test_images_become_red_green_blue(tmp_path: Path, mode: str) -> None:
     image = read_image(path)
     assert image.shape == (8, 8, 3)
     assert image.dtype == np.uint8
+    assert image.flags.writeable  # else torch.from_numpy warns
     assert abs(image.astype(int) - 204).max() <= 2
 
 

@@ -193,7 +193,7 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
         # Palettes with transparency: PIL warns that their alpha channel is dropped, as is meant.
         warnings.simplefilter("ignore")
         try:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))  # a copy: PyTorch warns of arrays it must not write to
         except ValueError as error:
             raise DataError(f"{name} has mode {image.mode}, which PIL cannot convert to RGB.") from error
 
