@@ -177,6 +177,12 @@ def test_own_weights_into_a_model(tmp_path, tiny, part):
     load_weights(model, bare)
 
 
+def test_the_home_folder(tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert save_weights(tiny, "~/model") == tmp_path / "model"
+    assert_same(load_model("~/model"), tiny)
+
+
 def test_the_backbone_of_a_saved_model_is_not_downloaded_again(tmp_path, tiny):
     save_weights(tiny, tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())

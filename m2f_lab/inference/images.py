@@ -32,7 +32,7 @@ def as_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, Image.Image):
         return to_rgb(image, "The PIL image")
     if isinstance(image, (str, Path)):
-        return _read_file(Path(image))
+        return _read_file(Path(image).expanduser())
     raise TypeError(
         f"An image is a path, a PIL image or a uint8 array [H, W, 3], got {type(image).__name__}. "
         "For a tensor [3, H, W] in 0..255 pass image.permute(1, 2, 0).byte().cpu().numpy()."

@@ -137,7 +137,7 @@ def _create_network(config: ModelConfig, features_only: bool) -> nn.Module:
     else:
         options |= {"num_classes": 0, "always_partition": True, "strict_img_size": False}
     if isinstance(config.backbone_weights, (str, Path)):
-        path = Path(config.backbone_weights)
+        path = Path(config.backbone_weights).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
                 f"backbone_weights: there is no file {path}. Give the path of a timm checkpoint, True to download "

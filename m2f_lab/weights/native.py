@@ -29,7 +29,7 @@ def save_weights(model: Mask2Former, folder: str | Path) -> Path:
     Returns:
         The folder.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = {
