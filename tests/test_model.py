@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from m2f_lab.loss import Criterion
 from m2f_lab.model import ModelConfig, build_model
 from m2f_lab.model.transformer_decoder import attention_blocked
+from m2f_lab.structures import Target
 from m2f_lab.weights import load_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -171,6 +173,30 @@ def test_every_parameter_learns(model):
     model.zero_grad()
     # A key's bias shifts all scores of a query alike, so softmax cancels it; nothing else may be idle.
     assert idle == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 70), (33, 31)])
+def test_images_smaller_than_the_coarsest_stride(model, size):
+    image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)).numpy()
+    assert model.predict(image).label_map.shape == size
+    assert all(mask.shape == size for mask in model.predict(image, task="instance").masks)
+
+
+def test_model_and_losses_under_autocast(model, golden):
+    """Whoever writes a loop of their own wraps both; every gradient is there, and the loss is close to float32's."""
+    images = golden["image.0"].unsqueeze(0)
+    target = Target(golden["target.0.classes"], masks=golden["target.0.masks"])
+    criterion = Criterion(num_classes=model.config.num_classes, num_points=256)
+    totals = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            torch.manual_seed(0)
+            totals.append(criterion(model(images), [target])["total"])
+            totals[-1].backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+        model.zero_grad()
+    assert totals[1].dtype == torch.float32
+    torch.testing.assert_close(totals[1], totals[0], rtol=0.05, atol=0)
 
 
 def test_images_of_another_shape_are_refused(model):
