@@ -73,7 +73,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         known = ("ade20k", "cityscapes", "folder")
         _require(self.dataset in known, f"DataConfig.dataset must be one of {known}, got {self.dataset!r}.")
-        _require(min(self.crop_size) > 0, f"DataConfig.crop_size must be positive, got {self.crop_size}.")
+        smallest = min(*self.crop_size, self.longest_edge)
+        _require(
+            smallest > 0, f"DataConfig: crop_size {self.crop_size} and longest_edge {self.longest_edge} are pixels."
+        )
         _require(
             bool(self.shortest_edges) and min(self.shortest_edges) > 0,
             f"DataConfig.shortest_edges must name at least one positive size, got {self.shortest_edges}.",
@@ -112,9 +115,9 @@ class OptimizationConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        _require(
-            self.max_iterations > 0, f"OptimizationConfig.max_iterations must be positive, got {self.max_iterations}."
-        )
+        for name in ("max_iterations", "evaluate_every", "checkpoint_every", "log_every", "learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            _require(value > 0, f"OptimizationConfig.{name} must be positive, got {value}.")
         _require(
             self.batch_size > 0 and self.accumulation_steps > 0 and self.batch_size % self.accumulation_steps == 0,
             f"OptimizationConfig.batch_size = {self.batch_size} must be a multiple of accumulation_steps = "

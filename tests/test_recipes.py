@@ -89,6 +89,10 @@ def test_other_mistakes_are_refused(tmp_path):
     recipe = recipes.debug_tiny()
     with pytest.raises(ValueError, match="multiple of accumulation_steps = 3"):
         recipe.vary(optimization=dict(accumulation_steps=3))
+    with pytest.raises(ValueError, match="evaluate_every must be positive, got 0"):
+        recipe.vary(optimization=dict(evaluate_every=0))
+    with pytest.raises(ValueError, match="longest_edge -1 are pixels"):
+        recipe.vary(data=dict(longest_edge=-1))
     with pytest.raises(ValueError, match="got 'voc'"):
         recipe.vary(data=dict(dataset="voc"))
     with pytest.raises(ValueError, match="no recipe for task='panoptic'"):
