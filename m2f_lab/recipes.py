@@ -189,7 +189,6 @@ def _from_dict(kind: type, values: dict):
     return kind(**built)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Backbones by their timm tags. Pretraining: tiny and small on ImageNet-1k at 224 pixels; base and large on ImageNet-22k
 # at 384 with window 12; SSSegmentation starts from the same weights. `published` is the official Mask2Former's mIoU on
 # the validation set, single scale.
@@ -300,7 +299,6 @@ def cityscapes_resnet50(task: str = "semantic") -> Recipe:
     return _cityscapes("resnet50", task, mIoU=79.4)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Small recipes for CPUs. Nothing is pretrained here, so the backbone learns at the full rate.
 
 
