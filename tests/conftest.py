@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import m2f_lab.model._torchvision  # noqa: F401  heals torchvision before a test imports timm or transformers
+from m2f_lab.training import Run, train
+from tests.toy_training import toy_recipe, write_toy_data
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
@@ -32,3 +35,15 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A data set of a few tiny images, for tests of training."""
+    return write_toy_data(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory) -> Run:
+    """A run on it that was never stopped."""
+    return train(toy_recipe(), root, tmp_path_factory.mktemp("runs") / "whole")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,17 +30,6 @@ from tests.toy_training import (
 )
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_toy_data(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def whole(root, tmp_path_factory) -> Run:
-    """The run that was never stopped."""
-    return train(toy_recipe(), root, tmp_path_factory.mktemp("runs") / "whole")
 
 
 class TestRun:

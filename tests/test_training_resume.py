@@ -23,19 +23,7 @@ from tests.toy_training import (
     assert_same_run,
     assert_same_tensors,
     toy_recipe,
-    write_toy_data,
 )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_toy_data(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def whole(root, tmp_path_factory) -> Run:
-    """The run that was never stopped."""
-    return train(toy_recipe(), root, tmp_path_factory.mktemp("runs") / "whole")
 
 
 class TestResume:

@@ -24,22 +24,10 @@ from tests.toy_training import (
     fixed_points,
     timeless,
     toy_recipe,
-    write_toy_data,
 )
 
 CPU = torch.device("cpu")
 ALONE = Processes(rank=0, size=1, device=CPU)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_toy_data(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def whole(root, tmp_path_factory) -> Run:
-    """The run that was never stopped."""
-    return train(toy_recipe(), root, tmp_path_factory.mktemp("runs") / "whole")
 
 
 class TestPrecision:
