@@ -123,7 +123,7 @@ def test_intermediates_explain_the_output_and_change_nothing(model, golden):
         torch.testing.assert_close(found[f"{name}.self_attention"].sum(3), torch.ones(1, 8, 20))
         # Queries after the layer give its prediction.
         torch.testing.assert_close(
-            model.transformer_decoder._predict(found[f"{name}.queries"])[0], explained.class_logits[i + 1]
+            model.transformer_decoder.predict(found[f"{name}.queries"])[0], explained.class_logits[i + 1]
         )
     sampled = found["pixel_decoder.layer.0.sampling_weights"]
     torch.testing.assert_close(sampled.sum(dim=(3, 4)), torch.ones(sampled.shape[:3]))

@@ -5,6 +5,8 @@ B batch, Q queries, K classes, C channels, S positions of one level, H/W height/
 Source: Mask2Former (Cheng et al. 2022), section 3.2.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +63,22 @@ class DecoderLayer(nn.Module):
         return queries, cross_weights, self_weights
 
 
+class Memory(NamedTuple):
+    """What the layers look at: the pixel decoder's features at strides 32, 16, 8.
+
+    Attributes:
+        sizes: height and width of each level.
+        features: with their level embedding. [B, S, C] each
+        positions: sine embeddings. [S, C] each
+        mask_features: the mask features at the size of each level, for attention masks. [B, mask_dim, h, w] each
+    """
+
+    sizes: list[tuple[int, int]]
+    features: list[Tensor]
+    positions: list[Tensor]
+    mask_features: list[Tensor]
+
+
 class TransformerDecoder(nn.Module):
     """Learned queries, N layers that visit strides 32, 16, 8 in turn, and N + 1 predictions."""
 
@@ -90,32 +108,26 @@ class TransformerDecoder(nn.Module):
         Returns:
             Class logits [B, Q, K+1] and factored masks of every prediction, the learned queries' first.
         """
-        sizes = [(level.shape[2], level.shape[3]) for level in levels]
-        memories = [
-            level.flatten(2).transpose(1, 2) + embedding
-            for level, embedding in zip(levels, self.level_embedding, strict=True)
-        ]  # (B, S, C) each
-        positions = [
-            sine_positions(size, level.shape[1], level.device) for size, level in zip(sizes, levels, strict=True)
-        ]
-        # Attention masks are products with small feature maps, resized once per image instead of once per layer.
-        # No gradient flows through them: the published code detaches them, too.
-        resized_features = [resize(mask_features.detach(), size) for size in sizes]
-
+        memory = self.remember(levels, mask_features)
         queries = self.query_features.expand(len(mask_features), -1, -1)  # (B, Q, C)
-        class_logits, embeddings = self._predict(queries)
+        class_logits, embeddings = self.predict(queries)
         all_class_logits, all_embeddings = [class_logits], [embeddings]
         if intermediates is not None:
             intermediates["decoder.initial_queries"] = queries
-            intermediates["decoder.level_sizes"] = sizes
+            intermediates["decoder.level_sizes"] = memory.sizes
 
         for i, layer in enumerate(self.layers):
             level = i % NUM_LEVELS
-            blocked, opened = attention_blocked(embeddings, resized_features[level])
+            blocked, opened = attention_blocked(embeddings, memory.mask_features[level])
             queries, cross_weights, self_weights = layer(
-                queries, self.query_positions, memories[level], positions[level], blocked, intermediates is not None
+                queries,
+                self.query_positions,
+                memory.features[level],
+                memory.positions[level],
+                blocked,
+                return_weights=intermediates is not None,
             )
-            class_logits, embeddings = self._predict(queries)
+            class_logits, embeddings = self.predict(queries)
             all_class_logits.append(class_logits)
             all_embeddings.append(embeddings)
             if intermediates is not None:
@@ -129,7 +141,26 @@ class TransformerDecoder(nn.Module):
 
         return all_class_logits, [MaskLogits(e, mask_features) for e in all_embeddings]
 
-    def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def remember(self, levels: list[Tensor], mask_features: Tensor) -> Memory:
+        """Prepare what the layers look at, once per image.
+
+        Attention masks are products with small feature maps, resized here instead of once per layer. No gradient flows
+        through them: the published code detaches them, too.
+        """
+        sizes = [(level.shape[2], level.shape[3]) for level in levels]
+        return Memory(
+            sizes=sizes,
+            features=[
+                level.flatten(2).transpose(1, 2) + embedding
+                for level, embedding in zip(levels, self.level_embedding, strict=True)
+            ],
+            positions=[
+                sine_positions(size, level.shape[1], level.device) for size, level in zip(sizes, levels, strict=True)
+            ],
+            mask_features=[resize(mask_features.detach(), size) for size in sizes],
+        )
+
+    def predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [B, Q, K+1] and mask embeddings [B, Q, mask_dim]."""
         queries = self.decoder_norm(queries)
         return self.class_head(queries), self.mask_head(queries)
