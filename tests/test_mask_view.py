@@ -16,7 +16,11 @@ import torch.nn.functional as F
 import traitlets
 from PIL import Image
 
-from m2f_lab.explore.mask_view import TABLES, Caption, MaskView, composite, tint, to_png, to_uint8
+from m2f_lab.data import Classes
+from m2f_lab.explore.captions import Caption, Table
+from m2f_lab.explore.mask_drawing import TABLES, composite, label_table, tint, to_png, to_uint8
+from m2f_lab.explore.mask_grid import MaskGrid
+from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.offline import Control, save_page
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -225,3 +229,89 @@ def test_views_of_a_page_share_what_is_equal(tmp_path: Path) -> None:
 
 def test_png_keeps_every_pixel() -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(to_png(IMAGE)))), IMAGE)
+
+
+# ------------------------------------------------------------------------------------------ label maps, places, strokes
+
+
+def test_label_maps_are_never_interpolated() -> None:
+    classes = Classes(("road", "sky"), ((1, 2, 3), (4, 5, 6)), frozenset())
+    view = MaskView(IMAGE, np.array([[[0, 1, 255]]], np.uint8), colors=label_table(classes), names=classes.names)
+    assert not view.smooth
+    assert view.mask.tolist() == [[0, 1, 255]]
+    table = label_table(classes, opacity=1.0)
+    assert table[:3].tolist() == [[1, 2, 3, 255], [4, 5, 6, 255], [0, 0, 0, 0]]
+    drawn = composite(GREY, np.array([[0, 1]], np.uint8), table, smooth=False)
+    assert (drawn[:, :8] == [1, 2, 3]).all()
+    assert (drawn[:, 8:] == [4, 5, 6]).all()
+
+
+def test_notes_are_told_per_place_and_stack() -> None:
+    view = some_view()
+    table = Table((("query", "its number"), ("share", "")), (("3", "0.5"),), marked=(0,))
+    view.set_notes([[Caption("left", table=table)], [Caption("right")]], places=(1, 2))
+    assert view.places == [1, 2]
+    assert [row[0]["text"] for row in view.notes] == ["left", "right"]
+    assert view.notes[0][0]["table"]["rows"] == (("3", "0.5"),)
+    with pytest.raises(ValueError, match="2 × 2 places wants as many lists of notes, got 1"):
+        view.set_notes([[Caption("alone")]], places=(2, 2))
+
+
+def test_a_table_has_a_text_for_every_column() -> None:
+    with pytest.raises(ValueError, match="2 columns"):
+        Table((("a", ""), ("b", "")), (("1",),))
+
+
+def test_marks_are_sent_as_they_are() -> None:
+    view, marks = some_view(), np.random.default_rng(3).random((2, 3, 1, 4, 6, 3)).astype(np.float32)
+    view.set_marks(marks, [("stride 8", "#000"), ("stride 16", "#fff")])
+    assert view.marks_shape == [2, 3, 1, 4, 6]
+    assert np.frombuffer(view.marks, "<f4").reshape(marks.shape).tolist() == marks.tolist()
+    with pytest.raises(ValueError, match="for 4 groups"):
+        view.set_marks(marks, [("a", "#000")] * 4)
+
+
+def test_a_stroke_is_told_once_and_the_same_stroke_again_is_another_one() -> None:
+    view, told = some_view(brush=1), []
+    view.on_stroke(told.append)
+    view.set_state({"stroke": [1, 0, 2, 1, 255, 7, 8]})
+    view.set_state({"stroke": [2, 0, 2, 1, 255, 7, 8]})
+    view.set_state({"stroke": [3, 1, 0, 0, 0, 5]})
+    assert [(s.stack, s.index, s.channel, s.painted, s.cells.tolist()) for s in told] == [
+        (0, 2, 1, True, [7, 8]),
+        (0, 2, 1, True, [7, 8]),
+        (1, 0, 0, False, [5]),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- the grid
+
+
+def test_a_grid_knows_its_orders() -> None:
+    masks = np.random.default_rng(4).random((3, 4, 5))
+    grid = MaskGrid(IMAGE, masks, orders={"score": [2, 0, 1], "size": [1, 2]})
+    assert grid.order == [2, 0, 1]
+    grid.sort = "size"
+    assert grid.order == [1, 2]
+    assert repr(grid) == "MaskGrid(2 thumbnails)"
+    with pytest.raises(traitlets.TraitError, match="no order 'name'"):
+        grid.sort = "name"
+    with pytest.raises(ValueError, match=r"names masks \[3\]"):
+        MaskGrid(IMAGE, masks, orders={"score": [0, 3]})
+
+
+def test_a_page_holds_each_kind_of_view_once(tmp_path: Path) -> None:
+    masks = np.random.default_rng(4).random((3, 4, 5))
+    views = [MaskView(IMAGE, masks), MaskView(IMAGE, masks), MaskGrid(IMAGE, masks)]
+    views[0].brush = 1
+    save_page(tmp_path / "page.html", views, linked=("index", "clicked"))
+    text = (tmp_path / "page.html").read_text()
+    page = json.loads(re.search(r'<script id="m2f-page" type="application/json">(.*?)</script>', text, re.S)[1])
+    assert [column[0]["module"] for column in page["columns"]] == [0, 0, 1]
+    assert len(page["modules"]) == 2
+    assert page["linked"] == ["index", "clicked"]
+    first, _, grid = (column[0] for column in page["columns"])
+    assert first["packed"]["masks"] == grid["packed"]["masks"]  # written once
+    assert first["traits"]["brush"] == 0  # there is nobody to answer a stroke
+    assert grid["traits"]["orders"] == {"number": [0, 1, 2]}
+    assert not {"layout", "tooltip", "stroke", "_esm"} & set(first["traits"])

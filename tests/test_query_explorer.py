@@ -178,7 +178,8 @@ def test_the_views_hold_what_was_computed() -> None:
 
 def test_a_click_chooses_the_winner() -> None:
     explorer = some_explorer()
-    for view in explorer.views.values():
+    for kind in ("mask", "blocked", "attention"):
+        view = explorer.views[kind]
         pick = np.frombuffer(view.pick, "<u2").reshape(view.pick_shape)
         assert np.array_equal(explorer.order[pick], explorer.trace.winners)
 
@@ -277,7 +278,7 @@ def test_the_page_has_the_same_controls(tmp_path) -> None:
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     for control in ("layer", "query", "attention", "opacity"):
         assert f'"label": "{control}"' in text
-    assert text.count('"stack": 1') == 3  # the page opens where the explorer stands
+    assert text.count('"stack": 1') == 4  # the page opens where the explorer stands
     assert len(re.findall(r"query \d · ", text)) == 5
 
 
@@ -288,7 +289,7 @@ def test_close_gives_the_memory_back() -> None:
     explorer.close()
     gc.collect()
     assert masks() is None
-    assert [view() for view in views] == [None] * 3
+    assert [view() for view in views] == [None] * 4
     assert [link() for link in links] == [None] * len(links)
     assert repr(explorer) == "QueryExplorer(5 queries, 5 predictions, 96 × 64 pixels)"
     explorer.close()

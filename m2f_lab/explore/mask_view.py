@@ -1,7 +1,8 @@
 """MaskView: an image and any number of masks over it, scrubbed in the browser without asking the kernel.
 
-The image and all masks are sent once. Which mask is shown, how strongly, the pointer's readout and the arrow keys then
-live in the browser (mask_view.js), a few milliseconds from key to picture. `composite` states in numpy what is drawn.
+The image and all masks are sent once. Which mask is shown, how strongly, the pointer's readout, the brush and the arrow
+keys then live in the browser (browser/*.js), a few milliseconds from key to picture. `mask_drawing.composite` states in
+numpy what is drawn.
 
 N masks, C channels (heads, for attention), H/W height/width of the image, h/w of the masks.
 """
@@ -10,144 +11,45 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import anywidget
 import numpy as np
 import traitlets
 from PIL import Image
 
+from m2f_lab.explore.captions import Caption
+from m2f_lab.explore.mask_drawing import TABLES, composite, to_png, to_uint8
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 
 LONGEST_EDGE = 1024
 """Images are sent at most this large, in pixels; a notebook cell is not wider."""
 
 
-@dataclass(frozen=True)
-class Caption:
-    """What is written below one mask.
+BROWSER = Path(__file__).parent / "browser"
+
+
+def browser_module(*names: str) -> str:
+    """One JavaScript module from files that follow each other: a browser is handed a single one."""
+    return "\n".join((BROWSER / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
+class Stroke(NamedTuple):
+    """One stroke of the brush.
 
     Attributes:
-        text: one line.
-        warning: set apart, for what a reader should not overlook.
-        bars: (label, value in 0…1, CSS colour) each.
+        stack, index, channel: the mask it went over.
+        painted: whether cells were painted, else erased.
+        cells: which, counted row by row.
     """
 
-    text: str = ""
-    warning: str = ""
-    bars: tuple[tuple[str, float, str], ...] = ()
-
-    def as_json(self) -> dict:
-        """What is not empty."""
-        return {name: value for name, value in vars(self).items() if value}
-
-
-def tint(color: tuple[int, int, int]) -> np.ndarray:
-    """A table of one colour whose opacity is the value. uint8 [256, 4]"""
-    return np.array([(*color, value) for value in range(256)], np.uint8)
-
-
-def heat() -> np.ndarray:
-    """Dark violet over red to pale yellow, ever more opaque; readable without colour vision. uint8 [256, 4]"""
-    anchors = np.array([(40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39),
-                        (252, 255, 164)])  # fmt: skip
-    place = np.linspace(0, len(anchors) - 1, 256)
-    rgb = np.stack([np.interp(place, np.arange(len(anchors)), anchors[:, c]) for c in range(3)], axis=1)
-    alpha = 255 * np.sqrt(np.linspace(0, 1, 256))  # else all but the strongest cells vanish
-    return np.concatenate([rgb, alpha[:, None]], axis=1).round().astype(np.uint8)
-
-
-TABLES = {"mask": tint((255, 45, 130)), "blocked": tint((74, 80, 94)), "heat": heat()}
-"""Colours by purpose. Magenta is what photographs of streets and rooms have least of; grey fog dulls light and dark."""
-
-
-def to_uint8(masks: np.ndarray, relative: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Quantise masks to 256 steps.
-
-    Args:
-        masks: boolean, uint8, or floats in 0…1. [..., h, w]
-        relative: stretch each mask to its own maximum, for weights that are small everywhere.
-
-    Returns:
-        uint8 [..., h, w], and the value that 255 stands for, float32 [...].
-    """
-    if masks.dtype == np.uint8 and not relative:
-        return masks, np.ones(masks.shape[:-2], np.float32)
-    values = masks.astype(np.float32)
-    if values.size and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-        raise ValueError(
-            f"Masks must be boolean, uint8 or floats in 0…1, got {masks.dtype} {masks.shape} from {values.min():.3g} "
-            f"to {values.max():.3g}; apply a sigmoid to logits first."
-        )
-    scales = values.max(axis=(-2, -1)) if relative else np.ones(values.shape[:-2], np.float32)
-    values = values * (255 / np.where(scales > 0, scales, 1))[..., None, None]
-    return np.rint(values).astype(np.uint8), scales.astype(np.float32)
-
-
-def composite(
-    base: np.ndarray,
-    mask: np.ndarray,
-    table: np.ndarray,
-    *,
-    opacity: float = 1.0,
-    threshold: float = 0.0,
-    contour: float = 0.0,
-    smooth: bool = True,
-    coverage: tuple[float, float] = (1.0, 1.0),
-) -> np.ndarray:
-    """Draw one mask over an image, as the browser does.
-
-    Args:
-        base: the image at the size it is drawn. uint8 [H, W, 3]
-        mask: uint8 [h, w]
-        table: colour and opacity of each value. uint8 [256, 4]
-        opacity: of the whole mask, 0…1; at 0 there is no contour either.
-        threshold: show every pixel of at least this share of 255 alike, and no other; 0 shows all values.
-        contour: draw a white line at this share of 255; 0 draws none.
-        smooth: read the mask bilinearly, else show its cells.
-        coverage: how often the image fits into the mask along x and y: above 1 where the mask covers padding, too.
-
-    Returns:
-        uint8 [H, W, 3]
-    """
-    height, width = base.shape[:2]
-    rows = _sampling_table(height, mask.shape[0], coverage[1], smooth)
-    columns = _sampling_table(width, mask.shape[1], coverage[0], smooth)
-    values = _interpolate(_interpolate(mask.astype(np.float32), *rows).T, *columns).T  # (H, W)
-    entry = np.floor(values + 0.5).astype(int)
-    if threshold > 0:
-        entry = np.where(entry >= 255 * threshold, 255, 0)
-    alpha = table[entry, 3:] / 255 * opacity
-    mixed = base + (table[entry, :3] - base.astype(np.float32)) * alpha
-    if contour > 0 and opacity > 0:
-        inside = np.pad(values >= 255 * contour, 1, mode="edge")
-        surrounded = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-        mixed[inside[1:-1, 1:-1] & ~surrounded] = 255
-    return np.rint(mixed).astype(np.uint8)
-
-
-def _sampling_table(num_pixels: int, num_cells: int, coverage: float, smooth: bool) -> tuple[np.ndarray, ...]:
-    """For every pixel along one axis: its two neighbouring cells and the weight of the second."""
-    position = (np.arange(num_pixels) + 0.5) / num_pixels / coverage * num_cells
-    if not smooth:
-        first = np.minimum(position.astype(int), num_cells - 1)
-        return first, first, np.zeros(num_pixels, np.float32)
-    position = np.clip(position - 0.5, 0, num_cells - 1)
-    first = position.astype(int)
-    return first, np.minimum(first + 1, num_cells - 1), (position - first).astype(np.float32)
-
-
-def _interpolate(maps: np.ndarray, first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return maps[first] + (maps[second] - maps[first]) * weight[:, None]
-
-
-def to_png(image: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] → the bytes of a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "png", compress_level=4)
-    return file.getvalue()
+    stack: int
+    index: int
+    channel: int
+    painted: bool
+    cells: np.ndarray
 
 
 class MaskView(anywidget.AnyWidget):
@@ -163,11 +65,13 @@ class MaskView(anywidget.AnyWidget):
         threshold: above 0: cut the mask there instead of showing its values.
         contour: above 0: draw a line there.
         smooth: read masks bilinearly, else show their cells.
+        brush: 1 paints and -1 erases where the pointer is pressed, 0 does neither; see `on_stroke`.
+        brush_radius: in cells of the mask.
         clicked: (x, y) of the last click, in pixels of the image.
     """
 
-    _esm = (Path(__file__).parent / "mask_view.js").read_text(encoding="utf-8")
-    _css = (Path(__file__).parent / "mask_view.css").read_text(encoding="utf-8")
+    _esm = browser_module("drawing", "panels", "marks", "controls", "mask_view")
+    _css = (BROWSER / "mask_view.css").read_text(encoding="utf-8")
 
     base = traitlets.Bytes().tag(sync=True)  # a PNG file
     image_size = traitlets.List(traitlets.Int()).tag(sync=True)  # width, height in pixels, before shrinking
@@ -185,6 +89,12 @@ class MaskView(anywidget.AnyWidget):
     help = traitlets.Unicode().tag(sync=True)
     readout = traitlets.Unicode().tag(sync=True)
     words = traitlets.List().tag(sync=True)
+    names = traitlets.List().tag(sync=True)
+    places = traitlets.List([1, 1]).tag(sync=True)  # rows and columns of the grid that notes are known on
+    notes = traitlets.List().tag(sync=True)  # one per place and stack
+    marks = traitlets.Bytes().tag(sync=True)  # float32
+    marks_shape = traitlets.List([1, 1, 0, 0, 0]).tag(sync=True)  # rows, columns, stacks, channels, dots
+    mark_groups = traitlets.List().tag(sync=True)  # name and CSS colour
     unit = traitlets.Unicode().tag(sync=True)
     width = traitlets.Int(560).tag(sync=True)  # CSS pixels
 
@@ -195,6 +105,9 @@ class MaskView(anywidget.AnyWidget):
     threshold = traitlets.Float(0.0, min=0, max=1).tag(sync=True)
     contour = traitlets.Float(0.0, min=0, max=1).tag(sync=True)
     smooth = traitlets.Bool(True).tag(sync=True)
+    brush = traitlets.Int(0, min=-1, max=1).tag(sync=True)
+    brush_radius = traitlets.Float(1.0, min=0).tag(sync=True)
+    stroke = traitlets.List(traitlets.Int()).tag(sync=True)  # its number, stack, index, channel, value, cells
     clicked = traitlets.List(traitlets.Int()).tag(sync=True)
 
     def __init__(
@@ -209,6 +122,7 @@ class MaskView(anywidget.AnyWidget):
         pick: np.ndarray | None = None,
         readout: str = "probability {value}",
         words: tuple[str, str] | tuple[()] = (),
+        names: Sequence[str] = (),
         **traits,
     ) -> None:
         """Args:
@@ -222,11 +136,14 @@ class MaskView(anywidget.AnyWidget):
         pick: the index a click chooses, for every cell of a grid over the image. integers [h, w]
         readout: the value below the pointer; {value} and {percent} are replaced.
         words: instead: what to call values below and above one half.
+        names: the masks are label maps: what each value is called. They are never interpolated.
         traits: title, help, unit, width, group, num_channels (where digits should reach views that have more
             channels), and the attributes above.
         """
         stacks = [masks] if isinstance(masks, np.ndarray) else masks
         quantised = [to_uint8(self._four_dimensions(stack), relative) for stack in stacks]
+        if names:
+            traits["smooth"] = False
         rgb = as_rgb(image)
         traits.setdefault("num_channels", max(values.shape[1] for values, _ in quantised))
         super().__init__(
@@ -242,6 +159,7 @@ class MaskView(anywidget.AnyWidget):
             pick_shape=[0, 0] if pick is None else list(pick.shape),
             readout=readout,
             words=list(words),
+            names=list(names),
             **traits,
         )
 
@@ -261,6 +179,56 @@ class MaskView(anywidget.AnyWidget):
         if not 0 <= value < max(count, 1):
             raise traitlets.TraitError(f"MaskView.{name} = {value} is outside 0…{count - 1}.")
         return value
+
+    def set_notes(self, notes: Sequence[Sequence[Caption]], places: tuple[int, int] = (1, 1)) -> None:
+        """Say something of the place that was clicked last.
+
+        Args:
+            notes: per place, row by row; per stack, or one for all of them.
+            places: rows and columns of a grid over the image. A kernel answers each click with a grid of one place.
+
+        Raises:
+            ValueError: there is not one list of notes per place.
+        """
+        if notes and len(notes) != places[0] * places[1]:
+            raise ValueError(
+                f"A grid of {places[0]} × {places[1]} places wants as many lists of notes, got {len(notes)}."
+            )
+        with self.hold_sync():
+            self.places = list(places)
+            self.notes = [[note.as_json() for note in row] for row in notes]
+
+    def set_marks(self, marks: np.ndarray, groups: Sequence[tuple[str, str]]) -> None:
+        """Draw dots for the place that was clicked last.
+
+        Args:
+            marks: (x, y) in 0…1 of the image and a size in 0…1, for each cell of a grid of places over the image.
+                Channel c is drawn while `channel` is c + 1, all of them while it is 0.
+                [rows, columns, stacks, channels, N, 3]
+            groups: name and CSS colour; the N dots are split among them evenly, in order.
+
+        Raises:
+            ValueError: the array is not of that shape, or N is no multiple of the number of groups.
+        """
+        if marks.ndim != 6 or marks.shape[-1] != 3 or 0 in marks.shape or marks.shape[-2] % max(len(groups), 1):
+            raise ValueError(
+                "Marks are [rows, columns, stacks, channels, N, 3], with N a multiple of the number of groups, got "
+                f"{marks.shape} for {len(groups)} groups."
+            )
+        with self.hold_sync():
+            self.marks_shape = list(marks.shape[:-1])
+            self.mark_groups = [list(group) for group in groups]
+            self.marks = np.ascontiguousarray(marks, "<f4").tobytes()
+
+    def on_stroke(self, callback: Callable[[Stroke], None]) -> None:
+        """Call this after every stroke of the brush. Until `masks` is set anew, only the browser shows the stroke."""
+
+        def told(change: dict) -> None:
+            if change["new"]:
+                _, stack, index, channel, value, *cells = change["new"]
+                callback(Stroke(stack, index, channel, value > 0, np.array(cells, int)))
+
+        self.observe(told, "stroke")
 
     @property
     def mask(self) -> np.ndarray:

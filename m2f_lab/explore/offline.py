@@ -9,16 +9,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from m2f_lab.explore.mask_view import MaskView
+import anywidget
 
-BINARY = ("base", "masks", "scales", "table", "pick")
-PLAIN = (
-    "image_size", "shapes", "num_channels", "coverage", "captions", "pick_shape", "group", "title", "help", "readout",
-    "words", "unit", "width", "stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "clicked",
-)  # fmt: skip
+from m2f_lab.explore.mask_view import BROWSER, MaskView
+
 LINKED = ("stack", "index", "channel", "opacity")
 
 PAGE = """<!doctype html>
@@ -44,7 +39,7 @@ class Control:
     trait: str
     label: str
     help: str = ""
-    options: tuple[tuple[str, int], ...] | None = None
+    options: tuple[tuple[str, int | str], ...] | None = None
     low: float = 0
     high: float = 1
     step: float = 1
@@ -55,6 +50,7 @@ def save_page(
     columns: Sequence[MaskView | Sequence[MaskView]],
     *,
     controls: Sequence[Control] | None = None,
+    linked: Sequence[str] = LINKED,
     title: str = "masks",
     note: str = "Click the picture, then use the arrow keys.",
 ) -> None:
@@ -64,30 +60,31 @@ def save_page(
         path: the file to write.
         columns: views from left to right; a list of views stands one below the other.
         controls: above the views; by default a slider for whatever there is more than one of.
+        linked: traits that all views share.
         title: of the page.
         note: one line below the title.
     """
     columns = [list(column) if isinstance(column, (list, tuple)) else [column] for column in columns]
     first = columns[0][0]
     packed: dict[bytes, int] = {}  # views of one explorer share the image: it is written once
-    state = [[_state(view, packed) for view in column] for column in columns]
+    modules: dict[str, int] = {}
+    state = [[_state(view, packed, modules) for view in column] for column in columns]
     page = {
         "columns": state,
         "buffers": [base64.b64encode(gzip.compress(data, 6)).decode() for data in packed],
         "controls": [asdict(control) for control in (default_controls(first) if controls is None else controls)],
-        "linked": LINKED,
-        "module": first._esm,
+        "linked": list(linked),
+        "modules": list(modules),
     }
-    here = Path(__file__).parent
     Path(path).write_text(
         PAGE.format(
             title=html.escape(title),
             note=html.escape(note),
-            css=first._css + (here / "offline.css").read_text(encoding="utf-8"),
+            css=first._css + (BROWSER / "offline.css").read_text(encoding="utf-8"),
             page=json.dumps(page, ensure_ascii=False).replace(
                 "</", "<\\/"
             ),  # a closing tag in a string would end the script
-            script=(here / "offline.js").read_text(encoding="utf-8"),
+            script=(BROWSER / "offline.js").read_text(encoding="utf-8"),
         ),
         encoding="utf-8",
     )
@@ -105,8 +102,14 @@ def default_controls(view: MaskView) -> list[Control]:
     return [*sliders, Control("opacity", "opacity", step=0.05)]
 
 
-def _state(view: MaskView, packed: dict[bytes, int]) -> dict:
+def _state(view: MaskView, packed: dict[bytes, int], modules: dict[str, int]) -> dict:
+    """What a page needs of a view: its traits, and the numbers of its buffers and of its module."""
+    names = set(view.traits(sync=True)) - set(anywidget.AnyWidget.class_traits(sync=True)) - {"stroke"}
+    traits = {name: getattr(view, name) for name in sorted(names) if not name.startswith("_")}
     return {
-        "traits": {name: getattr(view, name) for name in PLAIN},
-        "packed": {name: packed.setdefault(getattr(view, name), len(packed)) for name in BINARY},
+        "traits": {name: value for name, value in traits.items() if not isinstance(value, bytes)} | {"brush": 0},
+        "packed": {
+            name: packed.setdefault(value, len(packed)) for name, value in traits.items() if isinstance(value, bytes)
+        },
+        "module": modules.setdefault(view._esm, len(modules)),
     }

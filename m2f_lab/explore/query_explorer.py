@@ -5,7 +5,6 @@ One forward pass, then everything is in the browser: no control waits for the ke
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 
 from m2f_lab.data import Classes
+from m2f_lab.explore.explorer import Explorer, check_range, controls, menu, pictures, share_slider, slider
 from m2f_lab.explore.offline import Control, save_page
 from m2f_lab.explore.query_trace import over_image, rank_queries, top_classes, trace_queries
 from m2f_lab.explore.query_views import class_labels, head_options, make_views, query_options
@@ -24,7 +24,6 @@ from m2f_lab.inference.predict import device_of, evaluating
 from m2f_lab.structures import Output
 
 if TYPE_CHECKING:
-    from m2f_lab.explore.mask_view import MaskView
     from m2f_lab.explore.plots import Figure
     from m2f_lab.explore.query_trace import QueryTrace
 
@@ -34,21 +33,23 @@ HELP = {
     "query": "Each query proposes one mask and one class. Sorted by how sure the last prediction is of the class.",
     "head": "Attention heads look independently of each other. On the keyboard: digits; 0 is their mean.",
     "opacity": "How strongly masks cover the image.",
+    "threshold": "At 0 the picture shows probabilities; above, all pixels of at least this probability, alike. "
+    "The model itself cuts masks at 50 %.",
 }
 
 
-class QueryExplorer(ipywidgets.VBox):
+class QueryExplorer(Explorer):
     """Explore the queries of one image.
 
         QueryExplorer(model, "street.png")
 
-    Choose a layer and a query; click the picture to choose the query that won a pixel. After a click, left and right
-    arrows change the query, up and down the layer, digits the attention head.
+    Choose a layer and a query; click the picture to choose the query that won a pixel, or a thumbnail. After a click,
+    left and right arrows change the query, up and down the layer, digits the attention head.
 
     Attributes:
         trace: everything that is shown, as arrays; None once closed.
         order: query numbers as they are sorted, the surest first. [Q]
-        views: the three pictures: "mask", "blocked", "attention".
+        views: the pictures: "mask", "blocked", "attention", and all queries as thumbnails, "grid".
     """
 
     def __init__(
@@ -69,32 +70,29 @@ class QueryExplorer(ipywidgets.VBox):
         longest_edge: but to no more than this, in pixels.
         width: of the large picture, in CSS pixels.
         """
-        self._links: tuple[ipywidgets.Widget, ...] = ()  # first, because close() is called even if what follows raises
-        self.views: dict[str, MaskView] = {}
-        self.trace: QueryTrace | None = None
         self.image = as_rgb(image)
         seen = resize_image(self.image, fitted_size(self.image.shape[:2], shortest_edge, longest_edge))
         tensor = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(device_of(model))
         with evaluating(model), torch.inference_mode():
-            self.trace = trace_queries(model(tensor, return_intermediates=True))
+            self.trace: QueryTrace | None = trace_queries(model(tensor, return_intermediates=True))
         classes = getattr(model, "classes", None) if classes is None else classes
         self.labels = class_labels(classes, self.trace.num_classes)
         self.order = rank_queries(self.trace.class_probabilities[-1])
-        self.views = make_views(self.image, self.trace, self.order, self.labels, width)
+        views = make_views(self.image, self.trace, self.order, self.labels, width)
         self._make_controls()
-        self._links = tuple(ipywidgets.jslink(source, target) for source, target in self._pairs())
-        side = ipywidgets.VBox([self.views["blocked"], self.views["attention"]]).add_class("m2f-side")
-        rows = [
-            ipywidgets.HBox([self.layer_slider, self.play, self.opacity_slider]).add_class("m2f-controls"),
-            ipywidgets.HBox([self.query_slider, self.query_menu, self.head_menu]).add_class("m2f-controls"),
-            ipywidgets.HBox([self.views["mask"], side]).add_class("m2f-views"),
-        ]
-        self._summary = (
-            f"QueryExplorer({self.trace.num_queries} queries, {self.trace.num_predictions} predictions, "
-            f"{self.image.shape[1]} × {self.image.shape[0]} pixels)"
+        super().__init__(
+            [
+                controls(self.layer_slider, self.play, self.opacity_slider, self.threshold_slider),
+                controls(self.query_slider, self.query_menu, self.head_menu),
+                pictures(views["mask"], [views["blocked"], views["attention"]]),
+                views["grid"],
+            ],
+            views,
+            name="query-explorer",
+            summary=f"QueryExplorer({self.trace.num_queries} queries, {self.trace.num_predictions} predictions, "
+            f"{self.image.shape[1]} × {self.image.shape[0]} pixels)",
+            links=self._pairs(views),
         )
-        super().__init__(rows)
-        self.add_class("m2f-explorer")
 
     @classmethod
     def from_output(cls, output: Output, image: np.ndarray, **options) -> QueryExplorer:
@@ -108,40 +106,31 @@ class QueryExplorer(ipywidgets.VBox):
     def _make_controls(self) -> None:
         trace = self.trace
         last = trace.num_predictions - 1
-        self.layer_slider = ipywidgets.IntSlider(last, 0, last, description="layer", tooltip=HELP["layer"])
+        self.layer_slider = slider("layer-slider", "layer", last, last, HELP["layer"])
         self.play = ipywidgets.Play(
             value=last, min=0, max=last, interval=800, show_repeat=False, tooltip="Run through all layers"
-        )
-        self.query_slider = ipywidgets.IntSlider(
-            0, 0, trace.num_queries - 1, description="query", readout=False, tooltip=HELP["query"]
-        )
-        self.query_menu = ipywidgets.Dropdown(
-            options=query_options(trace.class_probabilities[-1], self.order, self.labels), tooltip=HELP["query"]
-        )
-        self.head_menu = ipywidgets.Dropdown(
-            options=head_options(trace.num_heads), description="attention", tooltip=HELP["head"]
-        )
-        self.opacity_slider = ipywidgets.FloatSlider(
-            0.7, min=0, max=1, step=0.05, description="opacity", readout_format=".0%", tooltip=HELP["opacity"]
-        )
-        names = ("layer_slider", "play", "query_slider", "query_menu", "head_menu", "opacity_slider")
-        for name in names:
-            getattr(self, name).add_class("m2f-" + name.replace("_", "-"))
+        ).add_class("m2f-play")
+        self.query_slider = slider("query-slider", "query", 0, trace.num_queries - 1, HELP["query"], readout=False)
+        options = query_options(trace.class_probabilities[-1], self.order, self.labels)
+        self.query_menu = menu("query-menu", "", options, HELP["query"])
+        self.head_menu = menu("head-menu", "attention", head_options(trace.num_heads), HELP["head"])
+        self.opacity_slider = share_slider("opacity-slider", "opacity", 0.7, HELP["opacity"])
+        self.threshold_slider = share_slider("threshold-slider", "cut at", 0.0, HELP["threshold"])
 
-    def _pairs(self) -> list[tuple[tuple, tuple]]:
-        """What the browser keeps equal. The kernel only hears of it: were it to answer, it would fight the mouse."""
+    def _pairs(self, views: dict) -> list[tuple[tuple, tuple]]:
+        """What the browser keeps equal."""
         pairs = [
             ((self.layer_slider, "value"), (self.play, "value")),
             ((self.query_slider, "value"), (self.query_menu, "index")),
         ]
-        for view in self.views.values():
+        for view in views.values():
             pairs += [
                 ((self.layer_slider, "value"), (view, "stack")),
                 ((self.query_slider, "value"), (view, "index")),
                 ((self.head_menu, "index"), (view, "channel")),
                 ((self.opacity_slider, "value"), (view, "opacity")),
             ]
-        return pairs
+        return [*pairs, *(((self.threshold_slider, "value"), (views[name], "threshold")) for name in ("mask", "grid"))]
 
     @property
     def layer(self) -> int:
@@ -150,7 +139,7 @@ class QueryExplorer(ipywidgets.VBox):
 
     @layer.setter
     def layer(self, layer: int) -> None:
-        _check("layer", layer, self.trace.num_predictions)
+        check_range("layer", layer, self.trace.num_predictions)
         self.layer_slider.value = layer
 
     @property
@@ -160,7 +149,7 @@ class QueryExplorer(ipywidgets.VBox):
 
     @query.setter
     def query(self, query: int) -> None:
-        _check("query", query, self.trace.num_queries)
+        check_range("query", query, self.trace.num_queries)
         self.query_slider.value = int(np.flatnonzero(self.order == query)[0])
 
     @property
@@ -170,7 +159,7 @@ class QueryExplorer(ipywidgets.VBox):
 
     @head.setter
     def head(self, head: int | None) -> None:
-        _check("head", 0 if head is None else head, self.trace.num_heads)
+        check_range("head", 0 if head is None else head, self.trace.num_heads)
         self.head_menu.index = 0 if head is None else head + 1
 
     def figure(self, layer: int | None = None, query: int | None = None, head: int | None = None) -> Figure:
@@ -186,8 +175,8 @@ class QueryExplorer(ipywidgets.VBox):
         layer, query = self.layer if layer is None else layer, self.query if query is None else query
         head = self.head if head is None else head
         trace, size = self.trace, self.image.shape[:2]
-        _check("layer", layer, trace.num_predictions)
-        _check("query", query, trace.num_queries)
+        check_range("layer", layer, trace.num_predictions)
+        check_range("query", query, trace.num_queries)
         label, probability = top_classes(trace.class_probabilities[layer, query], 1)[0]
         title = f"Query {query}, layer {layer}: {self.labels[label][0]} {probability:.0%}"
         if layer == 0:
@@ -210,7 +199,7 @@ class QueryExplorer(ipywidgets.VBox):
         self._follow()
         save_page(
             path,
-            [self.views["mask"], [self.views["blocked"], self.views["attention"]]],
+            [self.views["mask"], [self.views["blocked"], self.views["attention"]], self.views["grid"]],
             controls=[
                 Control("stack", "layer", HELP["layer"], high=last),
                 Control("index", "query", HELP["query"], options=menu),
@@ -227,32 +216,10 @@ class QueryExplorer(ipywidgets.VBox):
         for view in self.views.values():
             view.stack, view.index = self.layer_slider.value, self.query_slider.value
             view.channel, view.opacity = self.head_menu.index, self.opacity_slider.value
+        for name in ("mask", "grid"):
+            self.views[name].threshold = self.threshold_slider.value
 
     def close(self) -> None:
         """Take the explorer off the page and give its memory back."""
-        for widget in [*self._links, *self.views.values(), *_descendants(self)]:
-            widget.close()
-        self.children = ()
-        self._links, self.views, self.trace = (), {}, None
         super().close()
-
-    def __repr__(self) -> str:
-        return self._summary
-
-    def _repr_mimebundle_(self, **kwargs) -> dict:
-        """The widget, and its static figure for wherever widgets do not run."""
-        file = io.BytesIO()
-        self.figure().savefig(file, format="png", dpi=64)
-        return super()._repr_mimebundle_(**kwargs) | {"image/png": file.getvalue()}
-
-
-def _descendants(box: ipywidgets.Box) -> list[ipywidgets.Widget]:
-    found = []
-    for child in box.children:
-        found += [child, *(_descendants(child) if isinstance(child, ipywidgets.Box) else [])]
-    return found
-
-
-def _check(name: str, value: int, count: int) -> None:
-    if not 0 <= value < count:
-        raise ValueError(f"There is no {name} {value}; they are numbered 0…{count - 1}.")
+        self.trace = None

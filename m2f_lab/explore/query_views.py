@@ -8,10 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from m2f_lab.data import Classes
-from m2f_lab.explore.mask_view import Caption, MaskView
+from m2f_lab.explore.captions import Caption
+from m2f_lab.explore.mask_grid import MaskGrid
+from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.query_trace import QueryTrace, pool, top_classes, with_mean
+
+THUMBNAIL_CELLS = 32
+"""Thumbnails have at most this many cells along each edge."""
 
 MAX_ATTENTION_BYTES = 64 * 2**20
 """More attention is summed over 2 × 2 cells before it is sent, as for 1024 × 2048 pixels, 100 queries and 8 heads."""
@@ -21,6 +28,7 @@ HELP = {
     "query that contributes most to the class predicted at that pixel in the end.",
     "blocked": "Masked attention: a layer lets a query see the image only inside the mask it predicted just before. "
     "What lies in grey fog was hidden from it.",
+    "grid": "All queries at the chosen layer: number, likeliest class, its probability. Click one to open it.",
     "attention": "How the query distributed its attention over the image in this layer. All cells of a head add up to "
     "100 %. Stride 8: a cell stands for 8 × 8 pixels of the image as the model sees it.",
 }
@@ -125,6 +133,36 @@ def attention_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Captio
     return captions
 
 
+def grid_labels(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[list[str]]:
+    """Number, likeliest class and its probability of every query. L × Q"""
+    return [
+        [
+            f"{query} {labels[label][0]} {probability:.0%}"
+            for query in order.tolist()
+            for label, probability in top_classes(probabilities[query], 1)
+        ]
+        for probabilities in trace.class_probabilities
+    ]
+
+
+def grid_orders(trace: QueryTrace, order: np.ndarray) -> dict[str, list[int]]:
+    """Places in the given order, sorted by the last prediction's score, class or area. Q each"""
+    probabilities, masks = trace.class_probabilities[-1, order], trace.masks[-1, order]
+    likeliest = probabilities.argmax(axis=1)  # "no object" comes last
+    area = (masks > 0.5).mean(axis=(1, 2))
+    return {
+        "score": list(range(len(order))),
+        "class": np.lexsort((np.arange(len(order)), likeliest)).tolist(),
+        "area": np.argsort(-area, kind="stable").tolist(),
+    }
+
+
+def thumbnails(masks: np.ndarray) -> np.ndarray:
+    """Masks with at most 32 × 32 cells, averaged. [Q, h, w] → [Q, h', w']"""
+    size = tuple(min(edge, THUMBNAIL_CELLS) for edge in masks.shape[1:])
+    return F.adaptive_avg_pool2d(torch.from_numpy(masks), size).clamp(0, 1).numpy()
+
+
 def attention_pooling(trace: QueryTrace, max_bytes: int = MAX_ATTENTION_BYTES) -> list[int]:
     """By how much each layer's attention must be pooled for all of it to stay below a number of bytes. N"""
     factors = [1] * len(trace.attention)
@@ -155,7 +193,7 @@ def _attention_stacks(trace: QueryTrace, order: np.ndarray) -> Iterator[np.ndarr
 def make_views(
     image: np.ndarray, trace: QueryTrace, order: np.ndarray, labels: Labels, width: int
 ) -> dict[str, MaskView]:
-    """The large view of the masks, and two small ones of the blocked area and of the attention.
+    """The large view of the masks, two small ones of the blocked area and of the attention, and all queries at once.
 
     `stack` is the prediction, `index` the place in `order`, `channel` the head plus one; 0 is the mean of the heads.
     """
@@ -180,5 +218,10 @@ def make_views(
             captions=attention_captions(trace, order), coverage=trace.coverage, pick=place[trace.winners],
             readout="{percent} of the attention", unit="of the attention, per cell", width=small,
             title="Where it looks", help=HELP["attention"], **common,
+        ),
+        "grid": MaskGrid(
+            image, [thumbnails(masks[order]) for masks in trace.masks], labels=grid_labels(trace, order, labels),
+            orders=grid_orders(trace, order), title="All queries", help=HELP["grid"], width=2 * width,
+            num_channels=trace.num_heads + 1,
         ),
     }  # fmt: skip

@@ -14,7 +14,7 @@ from notebook_page import NotebookPage
 from playwright.sync_api import Locator, Page, expect
 
 from m2f_lab.explore import QueryExplorer
-from m2f_lab.explore.mask_view import composite
+from m2f_lab.explore.mask_drawing import composite
 
 KINDS = ("mask", "blocked", "attention")
 

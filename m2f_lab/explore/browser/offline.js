@@ -27,7 +27,7 @@ async function unpack(text) {
 async function load(state) {
   const binary = {};
   for (const [name, number] of Object.entries(state.packed)) binary[name] = await unpack(page.buffers[number]);
-  return new Model({ ...state.traits, ...binary });
+  return Object.assign(new Model({ ...state.traits, ...binary }), { module: modules[state.module] });
 }
 
 function control({ trait, label, help, options, low, high, step }, models) {
@@ -44,17 +44,20 @@ function control({ trait, label, help, options, low, high, step }, models) {
     Object.assign(input, { type: "range", min: low, max: high, step });
     box.append(input, shown);
   }
+  const first = models.find((model) => model.get(trait) !== undefined);
   const read = () => {
-    input.value = models[0].get(trait);
+    input.value = first.get(trait);
     shown.textContent = step < 1 ? `${Math.round(100 * input.value)} %` : input.value;
   };
-  input.addEventListener("input", () => models.forEach((model) => model.set(trait, Number(input.value))));
-  models[0].on(`change:${trait}`, read);
+  const value = () => (options ? options[input.selectedIndex][1] : Number(input.value));
+  input.addEventListener("input", () => models.forEach((model) => model.set(trait, value())));
+  first.on(`change:${trait}`, read);
   read();
   return box;
 }
 
-const { default: widget } = await import(URL.createObjectURL(new Blob([page.module], { type: "text/javascript" })));
+const modules = await Promise.all(
+  page.modules.map((text) => import(URL.createObjectURL(new Blob([text], { type: "text/javascript" })))));
 const columns = await Promise.all(page.columns.map((column) => Promise.all(column.map(load))));
 const models = columns.flat();
 for (const trait of page.linked) {
@@ -70,6 +73,6 @@ for (const column of columns) {
   for (const model of column) {
     const node = document.createElement("div");
     box.append(node);
-    widget.render({ model, el: node });
+    model.module.default.render({ model, el: node });
   }
 }

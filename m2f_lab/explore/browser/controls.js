@@ -1,0 +1,80 @@
+// Keys and the brush: how a person changes what a picture shows without leaving it.
+
+function step(model, name, value, count) {
+  const kept = clamp(value, 0, count - 1);
+  if (kept === model.get(name)) return;
+  model.set(name, kept);
+  model.save_changes();
+}
+
+/** Left and right: the mask. Up and down: the stack. Digits: the channel. `order` is what left and right step through. */
+function onKey(event, model, order) {
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
+  const shapes = model.get("shapes"), stack = model.get("stack"), numChannels = model.get("num_channels");
+  const numMasks = shapes[clamp(stack, 0, shapes.length - 1)][0];
+  const sequence = order ?? Array.from({ length: numMasks }, (_, i) => i);
+  const place = Math.max(sequence.indexOf(model.get("index")), 0), last = sequence.length - 1;
+  const goTo = (next) => step(model, "index", sequence[clamp(next, 0, last)], numMasks);
+  if (event.key === "ArrowRight") goTo(place + 1);
+  else if (event.key === "ArrowLeft") goTo(place - 1);
+  else if (event.key === "Home") goTo(0);
+  else if (event.key === "End") goTo(last);
+  else if (event.key === "ArrowUp") step(model, "stack", stack + 1, shapes.length);
+  else if (event.key === "ArrowDown") step(model, "stack", stack - 1, shapes.length);
+  else if (/^[0-9]$/.test(event.key) && Number(event.key) < numChannels) {
+    step(model, "channel", Number(event.key), numChannels);
+  }
+  else return;
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+/** Paints cells of the mask while the pointer is down: at once on the screen, and told to the kernel at the end. */
+function makeBrush(model, redraw) {
+  let cells = null, from = null, strokes = 0;
+
+  function stamp(mask, [u, v]) {
+    const [coverX, coverY] = model.get("coverage"), radius = model.get("brush_radius");
+    const x = (u / coverX) * mask.width, y = (v / coverY) * mask.height; // in cells
+    const value = model.get("brush") > 0 ? 255 : 0;
+    const column = Math.floor(x), row = Math.floor(y), reach = Math.ceil(radius);
+    for (let r = Math.max(row - reach, 0); r <= Math.min(row + reach, mask.height - 1); r++) {
+      for (let c = Math.max(column - reach, 0); c <= Math.min(column + reach, mask.width - 1); c++) {
+        const touched = (r === row && c === column) || Math.hypot(c + 0.5 - x, r + 0.5 - y) <= radius;
+        if (!touched) continue;
+        cells.add(r * mask.width + c);
+        mask.values[r * mask.width + c] = value;
+      }
+    }
+  }
+
+  function move(to) {
+    if (!cells) return;
+    const mask = chosenMask(model);
+    const steps = 1 + 2 * Math.ceil(Math.hypot((to[0] - from[0]) * mask.width, (to[1] - from[1]) * mask.height));
+    for (let i = 1; i <= steps; i++) {
+      const share = i / steps;
+      stamp(mask, [from[0] + (to[0] - from[0]) * share, from[1] + (to[1] - from[1]) * share]);
+    }
+    from = to;
+    redraw();
+  }
+
+  return {
+    start(at) {
+      cells = new Set();
+      from = at;
+      move(at);
+    },
+    move,
+    end() {
+      if (!cells) return;
+      const { stack, index, channel } = chosenMask(model);
+      // Numbered: the same stroke once more, after it was undone, is another one.
+      const stroke = [++strokes, stack, index, channel, model.get("brush") > 0 ? 255 : 0, ...cells];
+      cells = null;
+      model.set("stroke", stroke);
+      model.save_changes();
+    },
+  };
+}

@@ -1,0 +1,163 @@
+// All masks of a stack at once, as thumbnails. The other files of browser/ stand before this text (mask_grid.py).
+
+function render({ model, el }) {
+  const listeners = new AbortController(), signal = listeners.signal;
+  el.classList.add("m2f-maskgrid");
+  const header = element("div", "m2f-header", el);
+  const title = element("span", "m2f-title", header);
+  const help = element("span", "m2f-help", header, "?");
+  const sorts = element("span", "m2f-sorts", header);
+  const canvas = element("canvas", "m2f-grid-canvas", el);
+  canvas.tabIndex = 0;
+  canvas.dataset.lmSuppressShortcuts = "true"; // else "x" would cut the cell: JupyterLab's command mode
+  const context = canvas.getContext("2d");
+  const TEXT = 14, GAP = 6; // CSS pixels: of the line below a thumbnail, and between thumbnails
+  let picture = null, frame = 0, frames = 0;
+  let tile = null; // the image at the size of a thumbnail, in device pixels
+  let sheet = null; // all thumbnails as they are now; only the frame around the chosen one changes more often
+
+  const order = () => model.get("orders")[model.get("sort")] ?? [];
+
+  function layout() {
+    const ratio = window.devicePixelRatio || 1, [imageWidth, imageHeight] = model.get("image_size");
+    const width = Math.round(Math.min(model.get("width"), el.getBoundingClientRect().width || model.get("width")));
+    const columns = Math.max(1, Math.floor((width + GAP) / (model.get("thumbnail") + GAP)));
+    const tileWidth = Math.floor((width + GAP) / columns) - GAP;
+    const tileHeight = Math.round((tileWidth * imageHeight) / imageWidth);
+    const rows = Math.ceil(order().length / columns);
+    return { ratio, width, columns, tileWidth, tileHeight, pitch: tileHeight + TEXT + GAP, rows };
+  }
+
+  function fit({ ratio, width, tileWidth, tileHeight, pitch, rows }) {
+    const [w, h] = [Math.round(tileWidth * ratio), Math.round(tileHeight * ratio)];
+    const size = [Math.round(width * ratio), Math.round(rows * pitch * ratio)];
+    if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
+    canvas.style.width = `${width}px`;
+    canvas.style.height = `${rows * pitch}px`;
+    if (tile && tile.source === picture && tile.width === w && tile.height === h) return;
+    const small = new OffscreenCanvas(w, h).getContext("2d");
+    small.imageSmoothingQuality = "high";
+    small.drawImage(picture, 0, 0, w, h);
+    const data = small.getImageData(0, 0, w, h).data;
+    tile = { width: w, height: h, source: picture, data, target: small.createImageData(w, h) };
+  }
+
+  function drawSheet({ ratio, columns, tileWidth, pitch }) {
+    sheet = new OffscreenCanvas(canvas.width, canvas.height);
+    const context = sheet.getContext("2d"), style = getComputedStyle(el);
+    context.font = `${11 * ratio}px ${style.fontFamily}`;
+    context.textBaseline = "middle";
+    context.fillStyle = style.color;
+    const labels = model.get("labels")[model.get("stack")] ?? [];
+    for (const [place, index] of order().entries()) {
+      const [left, top] = corner(place, ratio, columns, tileWidth, pitch);
+      composite(model, chosenMask(model, index), tile, tile.target, 1);
+      context.putImageData(tile.target, left, top);
+      context.save();
+      context.beginPath();
+      context.rect(left, top, tile.width, pitch * ratio);
+      context.clip();
+      context.fillText(labels[index] ?? "", left, top + tile.height + (TEXT / 2) * ratio);
+      context.restore();
+    }
+  }
+
+  function corner(place, ratio, columns, tileWidth, pitch) {
+    const left = (place % columns) * (tileWidth + GAP), top = Math.floor(place / columns) * pitch;
+    return [Math.round(left * ratio), Math.round(top * ratio)];
+  }
+
+  function draw() {
+    frame = 0;
+    if (signal.aborted || !picture) return;
+    const grid = layout(), { ratio, columns, tileWidth, pitch } = grid;
+    fit(grid);
+    if (!sheet) drawSheet(grid);
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(sheet, 0, 0);
+    const place = order().indexOf(model.get("index"));
+    if (place >= 0) {
+      const [left, top] = corner(place, ratio, columns, tileWidth, pitch);
+      context.strokeStyle = getComputedStyle(el).getPropertyValue("--m2f-accent");
+      context.lineWidth = 3 * ratio;
+      context.strokeRect(left + 1.5 * ratio, top + 1.5 * ratio, tile.width - 3 * ratio, tile.height - 3 * ratio);
+    }
+    canvas.dataset.drawn = `${model.get("stack")},${model.get("index")},${model.get("sort")}`;
+    canvas.dataset.frames = ++frames;
+  }
+  const schedule = () => { if (!frame) frame = requestAnimationFrame(draw); };
+  const redraw = () => { sheet = null; schedule(); };
+
+  /** The mask whose thumbnail is at this place of the page, or undefined between them. */
+  function maskAt(event) {
+    const { columns, tileWidth, tileHeight, pitch } = layout(), box = canvas.getBoundingClientRect();
+    const x = event.clientX - box.left, y = event.clientY - box.top;
+    const column = Math.floor(x / (tileWidth + GAP)), row = Math.floor(y / pitch);
+    if (column >= columns || y % pitch > tileHeight + TEXT) return undefined;
+    return order()[row * columns + column];
+  }
+
+  function drawHeader() {
+    title.textContent = model.get("title");
+    help.title = model.get("help");
+    help.hidden = !model.get("help");
+    canvas.setAttribute("aria-label", `${model.get("title")}: arrow keys choose`);
+    sorts.replaceChildren();
+    const names = Object.keys(model.get("orders"));
+    if (names.length < 2) return;
+    element("span", "m2f-sorts-label", sorts, "sorted by");
+    for (const name of names) {
+      const button = element("button", name === model.get("sort") ? "m2f-sort m2f-sort-chosen" : "m2f-sort", sorts, name);
+      button.addEventListener("click", () => {
+        model.set("sort", name);
+        model.save_changes();
+      });
+    }
+  }
+
+  async function load() {
+    const decoded = await createImageBitmap(new Blob([bytes(model.get("base"))]));
+    if (signal.aborted) return;
+    picture = decoded;
+    redraw();
+  }
+
+  canvas.addEventListener("click", (event) => {
+    canvas.focus({ preventScroll: true });
+    const index = maskAt(event);
+    if (index === undefined) return;
+    model.set("index", index);
+    model.save_changes();
+  }, { signal });
+  canvas.addEventListener("pointermove", (event) => {
+    const index = maskAt(event), caption = model.get("captions")[model.get("stack")]?.[index];
+    canvas.title = caption?.text ?? "";
+    canvas.style.cursor = index === undefined ? "default" : "pointer";
+  }, { signal });
+  canvas.addEventListener("keydown", (event) => onKey(event, model, order()), { signal });
+  const resize = new ResizeObserver(redraw);
+  resize.observe(el);
+
+  const redrawn = ["stack", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
+    "scales", "coverage", "table", "labels"];
+  const relabelled = ["title", "help", "orders", "sort", "width", "thumbnail", "image_size"];
+  const changed = () => { drawHeader(); redraw(); };
+  for (const name of redrawn) model.on(`change:${name}`, redraw);
+  for (const name of relabelled) model.on(`change:${name}`, changed);
+  model.on("change:index", schedule);
+  model.on("change:base", load);
+  drawHeader();
+  load();
+
+  return () => {
+    listeners.abort();
+    resize.disconnect();
+    cancelAnimationFrame(frame);
+    for (const name of redrawn) model.off(`change:${name}`, redraw);
+    for (const name of relabelled) model.off(`change:${name}`, changed);
+    model.off("change:index", schedule);
+    model.off("change:base", load);
+  };
+}
+
+export default { render };

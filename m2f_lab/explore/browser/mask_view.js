@@ -1,0 +1,175 @@
+// One picture: masks scrubbed over an image. drawing.js and panels.js stand before this text (mask_view.py).
+
+function render({ model, el }) {
+  const listeners = new AbortController(), signal = listeners.signal;
+  el.classList.add("m2f-maskview");
+  const header = element("div", "m2f-header", el);
+  const title = element("span", "m2f-title", header);
+  const help = element("span", "m2f-help", header, "?");
+  const stage = element("div", "m2f-stage", el);
+  const canvas = element("canvas", "m2f-canvas", stage);
+  canvas.tabIndex = 0;
+  canvas.dataset.lmSuppressShortcuts = "true"; // else "x" would cut the cell: JupyterLab's command mode
+  const dots = element("canvas", "m2f-dots", stage);
+  const pin = element("div", "m2f-pin", stage), cross = element("div", "m2f-cross", stage);
+  const tip = element("div", "m2f-tip", stage);
+  const warning = element("div", "m2f-warning", stage);
+  cross.hidden = tip.hidden = warning.hidden = true;
+  const legendNode = element("div", "m2f-legend", el);
+  const legend = {};
+  for (const part of ["low", "bar", "high", "names", "groups", "label"]) {
+    legend[part] = element("span", `m2f-legend-${part}`, legendNode);
+  }
+  const caption = captionNodes(el, warning), note = captionNodes(el);
+
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  let picture = null; // the decoded image
+  let image = null, target = null; // its pixels at the canvas's size; what is drawn next
+  let frame = 0, frames = 0, pointer = null;
+
+  function labels() {
+    title.textContent = model.get("title");
+    help.title = model.get("help");
+    help.hidden = !model.get("help");
+    header.hidden = !model.get("title");
+    canvas.setAttribute("aria-label", `${model.get("title")}: arrow keys change what is shown`);
+    stage.style.width = `${model.get("width")}px`;
+    const [width, height] = model.get("image_size");
+    stage.style.aspectRatio = `${width} / ${height}`;
+    el.style.setProperty("--m2f-width", `${model.get("width")}px`);
+  }
+
+  /** Bring the image to the canvas's size in device pixels. */
+  function fit() {
+    const box = stage.getBoundingClientRect(), ratio = window.devicePixelRatio || 1;
+    const width = Math.round(box.width * ratio), height = Math.round(box.height * ratio);
+    if (!picture || width < 1 || height < 1) return false;
+    if (image && image.source === picture && image.width === width && image.height === height) return true;
+    canvas.width = width;
+    canvas.height = height;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(picture, 0, 0, width, height);
+    image = { width, height, source: picture, data: context.getImageData(0, 0, width, height).data };
+    target = context.createImageData(width, height);
+    return true;
+  }
+
+  function draw() {
+    frame = 0;
+    if (signal.aborted || !fit()) return;
+    const mask = chosenMask(model);
+    composite(model, mask, image, target, Math.max(1, Math.round(window.devicePixelRatio || 1)));
+    context.putImageData(target, 0, 0);
+    drawLegend(model, mask, legend);
+    drawCaption(model.get("captions")[mask.stack]?.[mask.index] ?? {}, caption);
+    drawCaption(noteAt(model, mask.stack), note);
+    drawMarks(model, dots, image);
+    drawGroups(model, legend.groups);
+    showPin();
+    if (pointer) showTip(mask);
+    canvas.dataset.drawn = `${mask.stack},${mask.index},${mask.channel}`;
+    canvas.dataset.frames = ++frames;
+  }
+  const schedule = () => { if (!frame) frame = requestAnimationFrame(draw); };
+
+  async function load() {
+    const decoded = await createImageBitmap(new Blob([bytes(model.get("base"))]));
+    if (signal.aborted) return;
+    picture = decoded;
+    schedule();
+  }
+
+  /** Where the last click was, if the picture tells something of that place. */
+  function showPin() {
+    const clicked = model.get("clicked"), [width, height] = model.get("image_size");
+    pin.hidden = !clicked.length || !(model.get("notes").length || model.get("marks").byteLength);
+    if (pin.hidden) return;
+    pin.style.left = `${(100 * (clicked[0] + 0.5)) / width}%`;
+    pin.style.top = `${(100 * (clicked[1] + 0.5)) / height}%`;
+  }
+
+  function showTip(mask) {
+    const [width, height] = model.get("image_size"), [u, v] = pointer;
+    const x = Math.min(Math.floor(u * width), width - 1), y = Math.min(Math.floor(v * height), height - 1);
+    tip.textContent = `x ${x}, y ${y} · ${readout(model, valueAt(model, mask, u, v))}`;
+    tip.style.left = `${100 * u}%`;
+    tip.style.top = `${100 * v}%`;
+    tip.classList.toggle("m2f-tip-left", u > 0.5);
+    tip.classList.toggle("m2f-tip-above", v > 0.75);
+  }
+
+  /** The pointer's place on the image in 0…1, just below 1 at most. */
+  function place(event) {
+    const box = canvas.getBoundingClientRect();
+    const fraction = (value) => clamp(value, 0, 0.999999);
+    return [fraction((event.clientX - box.left) / box.width), fraction((event.clientY - box.top) / box.height)];
+  }
+
+  /** Tell the views of the same group where the pointer is, so that they mark the same place. */
+  function announce(detail) {
+    const group = model.get("group");
+    if (group) window.dispatchEvent(new CustomEvent("m2f-pointer", { detail: { group, from: el, ...detail } }));
+  }
+
+  const brush = makeBrush(model, schedule);
+  canvas.addEventListener("pointerdown", (event) => {
+    if (!model.get("brush")) return;
+    canvas.setPointerCapture(event.pointerId);
+    brush.start(place(event));
+  }, { signal });
+  for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, brush.end, { signal });
+  canvas.addEventListener("pointermove", (event) => {
+    pointer = place(event);
+    brush.move(pointer);
+    tip.hidden = false;
+    if (fit()) showTip(chosenMask(model));
+    announce({ u: pointer[0], v: pointer[1] });
+  }, { signal });
+  canvas.addEventListener("pointerleave", () => {
+    pointer = null;
+    tip.hidden = true;
+    announce({ gone: true });
+  }, { signal });
+  canvas.addEventListener("click", (event) => {
+    canvas.focus({ preventScroll: true });
+    if (model.get("brush")) return;
+    const [u, v] = place(event), [width, height] = model.get("image_size");
+    const [rows, columns] = model.get("pick_shape");
+    if (rows) {
+      const cell = Math.floor(v * rows) * columns + Math.floor(u * columns);
+      model.set("index", model.get("pick").getUint16(2 * cell, true));
+    }
+    model.set("clicked", [Math.floor(u * width), Math.floor(v * height)]);
+    model.save_changes();
+  }, { signal });
+  canvas.addEventListener("keydown", (event) => onKey(event, model), { signal });
+  window.addEventListener("m2f-pointer", ({ detail }) => {
+    if (detail.group !== model.get("group") || detail.from === el) return;
+    cross.hidden = Boolean(detail.gone);
+    cross.style.left = `${100 * detail.u}%`;
+    cross.style.top = `${100 * detail.v}%`;
+  }, { signal });
+  const resize = new ResizeObserver(schedule);
+  resize.observe(stage);
+
+  const redrawn = ["stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
+    "scales", "coverage", "table", "captions", "readout", "words", "names", "unit", "notes", "places", "marks", "clicked"];
+  const relabelled = ["title", "help", "width", "image_size"];
+  const changed = () => { labels(); schedule(); };
+  for (const name of redrawn) model.on(`change:${name}`, schedule);
+  for (const name of relabelled) model.on(`change:${name}`, changed);
+  model.on("change:base", load);
+  labels();
+  load();
+
+  return () => {
+    listeners.abort();
+    resize.disconnect();
+    cancelAnimationFrame(frame);
+    for (const name of redrawn) model.off(`change:${name}`, schedule);
+    for (const name of relabelled) model.off(`change:${name}`, changed);
+    model.off("change:base", load);
+  };
+}
+
+export default { render };

@@ -1,0 +1,102 @@
+// What stands around a picture: its legend, its caption, and what is told of a place.
+
+function element(tag, className, parent, text) {
+  const node = document.createElement(tag);
+  node.className = className;
+  if (text !== undefined) node.textContent = text;
+  parent.append(node);
+  return node;
+}
+
+function percent(value) {
+  const hundredth = 100 * value;
+  if (hundredth === 0 || hundredth >= 9.95) return `${hundredth.toFixed(0)} %`;
+  return hundredth >= 0.095 ? `${hundredth.toFixed(1)} %` : `${hundredth.toPrecision(1)} %`;
+}
+
+function readout(model, value) {
+  const words = model.get("words"), names = model.get("names");
+  if (names.length) return names[Math.round(255 * value)] ?? "nothing";
+  if (words.length) return words[value < 0.5 ? 0 : 1];
+  return model.get("readout").replace("{value}", value.toFixed(2)).replace("{percent}", percent(value));
+}
+
+function drawLegend(model, mask, nodes) {
+  nodes.names.replaceChildren();
+  const named = model.get("names").length > 0;
+  for (const part of ["low", "bar", "high"]) nodes[part].hidden = named;
+  if (named) return drawNames(model, mask, nodes.names);
+  const words = model.get("words"), asPercent = model.get("readout").includes("{percent}");
+  nodes.low.textContent = words.length ? words[0] : "0";
+  nodes.high.textContent = words.length ? words[1] : asPercent ? percent(mask.scale) : mask.scale.toFixed(0);
+  nodes.label.textContent = model.get("unit");
+  const { rgb, alpha } = colors(model);
+  const stops = Array.from({ length: 17 }, (_, i) => {
+    const value = Math.round((255 * i) / 16);
+    return `rgba(${rgb.subarray(3 * value, 3 * value + 3).join(", ")}, ${alpha[value].toFixed(3)})`;
+  });
+  nodes.bar.style.background = `linear-gradient(to right, ${stops.join(", ")}), #cfd3d8`;
+}
+
+/** A chip of its colour for every label that occurs, the most frequent first. */
+function drawNames(model, mask, parent) {
+  const names = model.get("names"), table = bytes(model.get("table")), counts = new Uint32Array(256);
+  for (const label of mask.values) counts[label]++;
+  const present = names.map((_, label) => label).filter((label) => counts[label]);
+  for (const label of present.sort((a, b) => counts[b] - counts[a])) {
+    const chip = element("span", "m2f-chip", parent, names[label]);
+    chip.style.setProperty("--m2f-chip", `rgb(${table.subarray(4 * label, 4 * label + 3).join(", ")})`);
+  }
+}
+
+/** What the picture says of the place that was clicked last: of the cell of a grid of places. */
+function noteAt(model, stack) {
+  const [rows, columns] = model.get("places"), clicked = model.get("clicked"), notes = model.get("notes");
+  if (!clicked.length || !notes.length) return {};
+  const cell = placeOf(model, rows, columns);
+  return notes[cell][Math.min(stack, notes[cell].length - 1)];
+}
+
+/** The cell of a grid over the image that the last click fell into. */
+function placeOf(model, rows, columns) {
+  const [width, height] = model.get("image_size"), [x, y] = model.get("clicked");
+  return Math.floor((y / height) * rows) * columns + Math.floor((x / width) * columns);
+}
+
+function drawTable(table, parent) {
+  parent.replaceChildren();
+  if (!table) return;
+  const head = element("tr", "", element("thead", "", parent)), body = element("tbody", "", parent);
+  for (const [text, help] of table.header) element("th", "", head, text).title = help;
+  for (const [number, cells] of table.rows.entries()) {
+    const row = element("tr", table.marked.includes(number) ? "m2f-marked" : "", body);
+    for (const text of cells) element("td", "", row, text);
+  }
+}
+
+function drawCaption(caption, nodes) {
+  nodes.text.textContent = caption.text ?? "";
+  nodes.warning.textContent = caption.warning ?? "";
+  nodes.warning.hidden = !caption.warning;
+  nodes.bars.replaceChildren();
+  drawTable(caption.table, nodes.table);
+  for (const [label, value, color] of caption.bars ?? []) {
+    const row = element("div", "m2f-bar", nodes.bars);
+    element("span", "m2f-bar-label", row, label).title = label;
+    const track = element("span", "m2f-bar-track", row);
+    const fill = element("span", "m2f-bar-fill", track);
+    fill.style.width = `${100 * value}%`;
+    fill.style.background = color;
+    element("span", "m2f-bar-value", row, percent(value));
+  }
+}
+
+/** The elements of one caption; a warning may stand elsewhere. */
+function captionNodes(parent, warning) {
+  return {
+    text: element("div", "m2f-caption", parent),
+    warning: warning ?? element("div", "m2f-caption-warning", parent),
+    bars: element("div", "m2f-bars", parent),
+    table: element("table", "m2f-table", parent),
+  };
+}
