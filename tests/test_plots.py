@@ -249,6 +249,9 @@ FIGURES = {
     "sampling_points": lambda: plots.sampling_points(
         IMAGE, np.array([0.5, 0.5]), RNG.random((2, 3, 4, 2)), RNG.random((2, 3, 4))
     ),
+    "sampling_panels": lambda: plots.sampling_panels(
+        IMAGE, {name: (np.array([0.5, 0.5]), RNG.random((2, 3, 4, 2)), RNG.random((2, 3, 4))) for name in "ab"}
+    ),
     "curves": lambda: plots.curves({"a": ([0, 1], [0, 1])}, "x", "y"),
     "learning_curves": lambda: plots.learning_curves([{"iteration": 0, "loss": 1.0}], [{"iteration": 0, "mIoU": 1.0}]),
     "losses_per_prediction": lambda: plots.losses_per_prediction({"0.class": 1.0, "0.mask": 1.0, "0.dice": 1.0}),

@@ -10,7 +10,9 @@ _HOME = {
     "MaskView": "mask_view",
     "QueryExplorer": "query_explorer",
     "QueryTrace": "query_trace",
+    "SamplingViewer": "sampling_viewer",
     "trace_queries": "query_trace",
+    "trace_sampling": "sampling",
 }
 
 __all__ = list(_HOME)

@@ -16,9 +16,9 @@ from m2f_lab.explore.plots.pictures import (
     heat_over_image,
     images,
     masks,
-    sampling_points,
     segmentation,
 )
+from m2f_lab.explore.plots.sampling import sampling_panels, sampling_points
 from m2f_lab.explore.plots.theme import PALETTE
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "losses_per_prediction",
     "masks",
     "matrices",
+    "sampling_panels",
     "sampling_points",
     "segmentation",
 ]

@@ -1,6 +1,6 @@
 """Figures of images, label maps, masks and attention.
 
-Q queries, L levels, P points, H/W height/width.
+Q queries, H/W height/width.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize, overlay
-from m2f_lab.explore.plots.theme import HEAT, PALETTE, SMALL, TITLE, class_legend, picture_grid
+from m2f_lab.explore.plots.theme import HEAT, TITLE, class_legend, picture_grid
 from m2f_lab.structures import IGNORE
 
 
@@ -141,46 +141,11 @@ def heat_over_image(image: np.ndarray, maps: Mapping[str, np.ndarray], width: fl
     return figure
 
 
-def sampling_points(
-    image: np.ndarray,
-    location: np.ndarray,
-    points: np.ndarray,
-    weights: np.ndarray,
-    title: str = "",
-    width: float = 6.0,
-) -> Figure:
-    """Where deformable attention reads for one location: a dot per point, its size the weight, its colour the level.
-
-    Args:
-        image: uint8 [H, W, 3]
-        location: (x, y) in [0, 1], the place that asks. [2]
-        points: (x, y) in [0, 1]. [heads, L, P, 2]
-        weights: they sum to 1 for each head; the legend says how much of them lies on each level. [heads, L, P]
-        title: over the picture.
-        width: of the picture, in inches.
-    """
-    height, breadth = image.shape[:2]
-    figure, axes = picture_grid(1, 1, width, width * height / breadth)
-    ax = axes[0]
-    _show(ax, image, title, dim=0.6)
-    for level, stride in enumerate((32, 16, 8)):
-        here, size = points[:, level].reshape(-1, 2), weights[:, level].reshape(-1)
-        ax.scatter(
-            here[:, 0] * breadth, here[:, 1] * height, s=10 + 1500 * size, color=PALETTE[level], alpha=0.75,
-            edgecolors="white", linewidths=0.6, label=f"stride {stride}: {size.sum() / len(points):.0%}",
-        )  # fmt: skip
-    ax.plot(*(location * (breadth, height)), marker="+", markersize=16, markeredgewidth=2.5, color="white")
-    ax.set_xlim(0, breadth)
-    ax.set_ylim(height, 0)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, fontsize=SMALL, frameon=False, markerscale=0.6)
-    return figure
-
-
-def _show(ax: Axes, picture: np.ndarray, title: str, dim: float = 1.0) -> None:
+def _show(ax: Axes, picture: np.ndarray, title: str) -> None:
     if picture.ndim == 2:
         ax.imshow(picture, cmap=HEAT, interpolation="nearest")
     else:
-        ax.imshow((picture * dim).astype(np.uint8) if dim != 1.0 else picture, interpolation="nearest")
+        ax.imshow(picture, interpolation="nearest")
     ax.set_title(title, fontsize=TITLE)
 
 

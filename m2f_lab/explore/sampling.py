@@ -1,0 +1,178 @@
+"""Where deformable attention reads: the sampling points of every position of the pixel decoder, as plain arrays.
+
+N encoder layers, S positions of strides 32, 16 and 8 together, L levels, P points per head and level, H/W
+height/width. Levels are in the order of the pixel decoder: strides 32, 16, 8.
+
+Source: Deformable DETR (Zhu et al. 2021), section 4.1; Mask2Former (Cheng et al. 2022), section 3.2.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from m2f_lab.model.pixel_decoder import cell_centres
+from m2f_lab.structures import Output
+
+STRIDES = (32, 16, 8)
+
+
+@dataclass(frozen=True)
+class SamplingPoints:
+    """What one position reads, in every encoder layer.
+
+    Attributes:
+        stride: of the level the position belongs to, in pixels.
+        cell: row and column of the position on that level.
+        location: (x, y) of the position's centre, in 0…1 of the image. [2]
+        points: (x, y) in 0…1 of the image; others lie beyond it. float32 [N, heads, L, P, 2]
+        weights: they add up to 1 for each layer and head. float32 [N, heads, L, P]
+        image_size: height and width of the image as the model saw it, in pixels.
+    """
+
+    stride: int
+    cell: tuple[int, int]
+    location: np.ndarray
+    points: np.ndarray
+    weights: np.ndarray
+    image_size: tuple[int, int]
+
+    @property
+    def level_shares(self) -> np.ndarray:
+        """How much of the weight lies on each level. [N, heads, L]"""
+        return self.weights.sum(axis=3)
+
+    @property
+    def distances(self) -> np.ndarray:
+        """How far away a head reads: the mean distance of its points, by weight, in pixels. [N, heads]"""
+        height, width = self.image_size
+        return _mean_distance((self.points - self.location) * np.array([width, height], np.float32), self.weights)
+
+    @property
+    def outside(self) -> np.ndarray:
+        """The share of a head's points that lie beyond the image, in its padding or beyond that. [N, heads]"""
+        beyond = ((self.points < 0) | (self.points > 1)).any(axis=-1)
+        return beyond.mean(axis=(2, 3), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class SamplingTrace:
+    """The sampling points of all positions of one image.
+
+    Kept as offsets: half precision rounds an offset of 100 pixels by a thirtieth of a pixel at most, but a place in 0…1
+    of 2048 pixels by half a pixel.
+
+    Attributes:
+        offsets: from the position's centre, (x, y) in pixels. floating point [N, S, heads, L, P, 2]
+        weights: floating point [N, S, heads, L, P]
+        level_sizes: height and width of each level. L
+        image_size: height and width of the image as the model saw it, in pixels.
+        padded_size: and with its padding; the levels span it.
+    """
+
+    offsets: np.ndarray
+    weights: np.ndarray
+    level_sizes: tuple[tuple[int, int], ...]
+    image_size: tuple[int, int]
+    padded_size: tuple[int, int]
+
+    @property
+    def num_layers(self) -> int:
+        return self.weights.shape[0]
+
+    @property
+    def num_heads(self) -> int:
+        return self.weights.shape[2]
+
+    def distance_maps(self, layer: int, stride: int = STRIDES[-1]) -> np.ndarray:
+        """How far away the positions of a level read: mean over their points by weight, in pixels. [heads, h, w]
+
+        The maps span the padded image.
+        """
+        level = _level(stride)
+        first, last = (sum(height * width for height, width in self.level_sizes[:end]) for end in (level, level + 1))
+        distances = _mean_distance(self.offsets[layer, first:last].astype(np.float32), self.weights[layer, first:last])
+        return distances.T.reshape(self.num_heads, *self.level_sizes[level])
+
+    def at(self, place: tuple[float, float], stride: int = STRIDES[-1]) -> SamplingPoints:
+        """The points of the position whose cell a place lies in.
+
+        Args:
+            place: (x, y) in 0…1 of the image. For pixel (column, row): (column + 0.5) / W, (row + 0.5) / H.
+            stride: which level asks: 32, 16 or 8.
+
+        Raises:
+            ValueError: the place is outside the image, or there is no such level.
+        """
+        if not all(0 <= coordinate <= 1 for coordinate in place):
+            raise ValueError(
+                f"A place is (x, y) in 0…1 of the image, got {tuple(place)}. For pixel (column, row) pass "
+                "((column + 0.5) / width, (row + 0.5) / height)."
+            )
+        level = _level(stride)
+        rows, columns = self.level_sizes[level]
+        image = np.array(self.image_size[::-1], float)  # width, height
+        padded = np.array(self.padded_size[::-1], float)
+        # A place on the far edge of an image without padding lies on the edge of the last cell.
+        column, row = np.minimum(np.array(place) * image / padded * (columns, rows), (columns - 1, rows - 1)).astype(
+            int
+        )
+        position = sum(height * width for height, width in self.level_sizes[:level]) + row * columns + column
+        centre = np.array([column + 0.5, row + 0.5]) / (columns, rows) * padded  # in pixels
+        return SamplingPoints(
+            stride=stride,
+            cell=(int(row), int(column)),
+            location=(centre / image).astype(np.float32),
+            points=((centre + self.offsets[:, position]) / image).astype(np.float32),
+            weights=self.weights[:, position].astype(np.float32),
+            image_size=self.image_size,
+        )
+
+
+@torch.no_grad()
+def trace_sampling(output: Output, index: int = 0, dtype: torch.dtype = torch.float16) -> SamplingTrace:
+    """Gather all sampling points from a model's output.
+
+    Args:
+        output: of `model(images, return_intermediates=True)`.
+        index: which image of the batch.
+        dtype: what to keep them in. float16 needs 149 MB for 1024 × 2048 pixels, 6 layers, 8 heads and 4 points.
+
+    Raises:
+        ValueError: the output has no intermediates, or none of a pixel decoder.
+    """
+    seen = output.intermediates
+    if seen is None:
+        raise ValueError("This output has no intermediates; make it with model(images, return_intermediates=True).")
+    name = "pixel_decoder.layer.{}.sampling_{}"
+    num_layers = sum(key.endswith(".sampling_locations") for key in seen)
+    if num_layers == 0:
+        raise ValueError(f'The intermediates hold no "{name.format(0, "locations")}": no encoder layer was run.')
+    padded_height, padded_width = output.padded_size
+    sizes = tuple((padded_height // stride, padded_width // stride) for stride in STRIDES)
+    like = seen[name.format(0, "locations")]
+    centres = torch.cat([cell_centres(size, like.device) for size in sizes])[:, None, None, None]  # (S, 1, 1, 1, 2)
+    pixels = like.new_tensor([padded_width, padded_height])
+    # One layer at a time: all of them in single precision would take twice as much once more.
+    offsets = [(seen[name.format(i, "locations")][index] - centres).mul_(pixels).to(dtype) for i in range(num_layers)]
+    weights = [seen[name.format(i, "weights")][index].to(dtype) for i in range(num_layers)]
+    return SamplingTrace(
+        offsets=torch.stack(offsets).cpu().numpy(),
+        weights=torch.stack(weights).cpu().numpy(),
+        level_sizes=sizes,
+        image_size=output.image_size,
+        padded_size=output.padded_size,
+    )
+
+
+def _level(stride: int) -> int:
+    if stride not in STRIDES:
+        raise ValueError(f"stride must be one of {', '.join(map(str, STRIDES))}, got {stride}.")
+    return STRIDES.index(stride)
+
+
+def _mean_distance(offsets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean length of offsets [..., L, P, 2] by weight [..., L, P]. float32 [...]"""
+    return (np.linalg.norm(offsets, axis=-1) * weights).sum(axis=(-2, -1), dtype=np.float32)
