@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,12 @@ import pytest
 from PIL import Image
 
 from m2f_lab.explore import LiveMonitor, live_monitor
-from m2f_lab.explore.live_monitor import History, fold_terms, in_notebook, say_duration, time_left
-from m2f_lab.training import train
-from tests.toy_training import toy_recipe, write_toy_data
+from m2f_lab.explore.history import History, RowFile, curve_values, say_duration, terms_per_prediction, time_left
+from m2f_lab.explore.live_monitor import in_notebook
+from m2f_lab.explore.snapshots import Snapshots, few_of
+from m2f_lab.training import Run, train
+from m2f_lab.training.run import append_row, keep_rows
+from tests.toy_training import CLASSES, StopAt, assert_same_run, toy_recipe
 
 
 def step_row(iteration: int, loss: float = 8.0) -> dict:
@@ -30,7 +34,8 @@ def evaluation_row(iteration: int, miou: float | None) -> dict:
 
 def fake_run(rows: tuple[dict, ...] = (), max_iterations: int = 400) -> SimpleNamespace:
     optimization = SimpleNamespace(max_iterations=max_iterations)
-    return SimpleNamespace(recipe=SimpleNamespace(name="toy", optimization=optimization), metrics=list(rows))
+    recipe = SimpleNamespace(name="toy", optimization=optimization)
+    return SimpleNamespace(recipe=recipe, metrics=list(rows), path=Path("nowhere"))
 
 
 class FakeNotebook:
@@ -55,12 +60,16 @@ class FakeNotebook:
 # ------------------------------------------------------------------------------------------ the numbers
 
 
-def test_terms_are_averaged_over_predictions() -> None:
-    folded = fold_terms(step_row(3, loss=10.0))
-    assert folded["class"] == folded["mask"] == folded["dice"] == 1.5
-    assert folded["loss"] == 10.0
-    assert "0.class" not in folded
-    assert "gradient_norm" not in folded  # it may be None, and no curve shows it
+def test_every_prediction_keeps_its_terms() -> None:
+    kept = curve_values(step_row(3, loss=10.0))
+    assert terms_per_prediction(kept, "mask") == [1.0, 2.0]
+    assert (kept["loss"], kept["memory_gib"]) == (10.0, 1.0)
+    assert not {"kind", "gradient_norm"} & set(kept)  # the norm may be None, and no curve shows it
+
+
+def test_predictions_are_in_order_beyond_nine() -> None:
+    row = {f"{i}.dice": float(i) for i in reversed(range(12))}
+    assert terms_per_prediction(row, "dice") == list(range(12))
 
 
 def test_long_runs_are_averaged_not_cut() -> None:
@@ -70,6 +79,8 @@ def test_long_runs_are_averaged_not_cut() -> None:
     assert len(history.steps) < 8
     assert [row["iteration"] for row in history.steps] == [8, 16, 24, 32]
     assert [row["loss"] for row in history.steps] == [4.5, 12.5, 20.5, 28.5]
+    assert [row["0.mask"] for row in history.steps] == pytest.approx([0.45, 1.25, 2.05, 2.85])
+    assert history.last_step == step_row(32, loss=32.0)
 
 
 def test_time_left_is_at_the_pace_of_the_last_rows() -> None:
@@ -101,11 +112,11 @@ def test_a_terminal_gets_lines_now_and_then(monkeypatch: pytest.MonkeyPatch, cap
     monitor.on_end(fake_run())
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "toy: step 1 of 400 · loss 8.00 · 12.5 images/s",
-        "toy: step 41 of 400 · loss 8.00 · 12.5 images/s · 3 min 00 s left",
-        "toy: step 81 of 400 · loss 8.00 · 12.5 images/s · 2 min 40 s left",
-        "toy: step 100 of 400 · loss 8.00 · mIoU 43.2 % · 12.5 images/s · 2 min 30 s left",
-        "toy: step 100 of 400 · loss 8.00 · mIoU 43.2 % · 12.5 images/s · 2 min 30 s left",
+        "toy: step 1 of 400 · loss 8.00 · 12.5 images/s · 1.0 GiB of memory",
+        "toy: step 41 of 400 · loss 8.00 · 12.5 images/s · 1.0 GiB of memory · 3 min 00 s left",
+        "toy: step 81 of 400 · loss 8.00 · 12.5 images/s · 1.0 GiB of memory · 2 min 40 s left",
+        "toy: step 100 of 400 · loss 8.00 · mIoU 43.2 % · 12.5 images/s · 1.0 GiB of memory · 2 min 30 s left",
+        "toy: step 100 of 400 · loss 8.00 · mIoU 43.2 % · 12.5 images/s · 1.0 GiB of memory · 2 min 30 s left",
     ]
 
 
@@ -173,6 +184,7 @@ def test_too_short_an_interval_is_refused() -> None:
 
 def test_the_picture_shows_the_curves() -> None:
     monitor = LiveMonitor()
+    assert monitor._repr_mimebundle_() == {"text/plain": "LiveMonitor()"}
     monitor.on_start(fake_run())
     empty = monitor._repr_mimebundle_()
     for iteration in range(1, 30):
@@ -185,14 +197,241 @@ def test_the_picture_shows_the_curves() -> None:
     assert (first != second).any()
 
 
+def test_every_panel_shows_its_numbers() -> None:
+    monitor = LiveMonitor()
+    monitor.on_start(fake_run())
+    for iteration in range(1, 4):
+        monitor.on_step(step_row(iteration, loss=30.0))
+    monitor.on_evaluation(evaluation_row(3, 33.0))
+    axes = {ax.get_title(): ax for ax in monitor.figure().axes}
+    expected = {
+        "loss, weighted sum": [30.0], "class term": [3.0, 4.0], "mask term": [3.0, 4.0], "dice term": [3.0, 4.0],
+        "mIoU in percent": [33.0], "learning rate": [1e-3], "images per second": [12.5], "peak memory in GiB": [1.0],
+    }  # fmt: skip
+    assert list(axes) == list(expected)
+    for title, lines in expected.items():
+        assert [line.get_ydata()[-1] for line in axes[title].lines] == lines, title
+
+
+def test_one_page_holds_the_curves(tmp_path: Path) -> None:
+    monitor = LiveMonitor()
+    monitor.on_start(fake_run((step_row(1), step_row(2))))
+    monitor.save_html(tmp_path / "run.html")
+    page = (tmp_path / "run.html").read_text()
+    assert "<svg" in page
+    assert "<h1>toy</h1>" in page
+    assert "<?xml" not in page
+
+
+# ------------------------------------------------------------------------------------------ files that are written
+
+
+def test_rows_come_once_and_only_when_complete(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    reader = RowFile(file)
+    assert reader.new_rows() == []
+    append_row(file, step_row(1))
+    append_row(file, step_row(2))
+    line = '{"kind": "step", "iteration": 3}\n'
+    with file.open("a") as stream:
+        stream.write(line[:10])
+    assert [row["iteration"] for row in reader.new_rows()] == [1, 2]
+    assert reader.new_rows() == []
+    with file.open("a") as stream:
+        stream.write(line[10:])
+    assert [row["iteration"] for row in reader.new_rows()] == [3]
+    assert reader.starts == 1
+
+
+def test_a_file_that_was_replaced_is_read_from_the_top(tmp_path: Path) -> None:
+    """As a run that continues does: rows after its checkpoint are cut off, and soon there are more than before."""
+    file = tmp_path / "metrics.jsonl"
+    reader = RowFile(file)
+    for iteration in (1, 2, 3):
+        append_row(file, step_row(iteration))
+    reader.new_rows()
+    keep_rows(file, 2)
+    for iteration in (3, 4, 5):
+        append_row(file, step_row(iteration))
+    assert [row["iteration"] for row in reader.new_rows()] == [1, 2, 3, 4, 5]
+    assert reader.starts == 2
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    append_row(file, step_row(1))
+    reader = RowFile(file)
+    reader.new_rows()
+    with file.open("a") as stream:
+        stream.write("oops\n")
+    with pytest.raises(ValueError, match=r"Line 2 of .*metrics\.jsonl is not JSON"):
+        reader.new_rows()
+
+
 # ------------------------------------------------------------------------------------------ in training
 
 
-def test_it_watches_a_real_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def noise(height: int = 64, width: int = 96) -> np.ndarray:
+    return np.random.default_rng(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def watched(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LiveMonitor, Run]:
+    """A monitor and its run, with predictions for two images of different sizes."""
+    monitor = LiveMonitor(images=[noise(), noise(90, 480)])
+    run = train(toy_recipe(), root, tmp_path_factory.mktemp("watched") / "run", callbacks=[monitor])
+    return monitor, run
+
+
+def test_it_watches_a_real_run(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path) -> None:
     notebook = FakeNotebook(monkeypatch)
     recipe = toy_recipe()
-    train(recipe, write_toy_data(tmp_path / "data"), tmp_path / "run", callbacks=[LiveMonitor()])
+    train(recipe, root, tmp_path / "run", callbacks=[LiveMonitor()])
     last = recipe.optimization.max_iterations
     assert notebook.shown[-1].startswith(f"{recipe.name}: step {last} of {last} · loss ")
     assert "mIoU" in notebook.shown[-1]
     assert "left" not in notebook.shown[-1]
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
+def test_predictions_are_those_of_the_model(watched: tuple[LiveMonitor, Run]) -> None:
+    monitor, run = watched
+    shots = monitor.snapshots
+    assert list(shots.label_maps) == [3, 6]
+    assert [image.shape for image in shots.images] == [(64, 96, 3), (36, 192, 3)]
+    small, wide = shots.label_maps[6]
+    model = run.model("last")
+    sizes = {"shortest_edge": run.recipe.evaluation.shortest_edge, "longest_edge": run.recipe.evaluation.longest_edge}
+    np.testing.assert_array_equal(small, model.predict(noise(), **sizes).label_map)
+    assert wide.shape == (36, 192)
+    large = model.predict(noise(90, 480), **sizes).label_map
+    assert wide[10, 50] == large[int(10.5 * 2.5), int(50.5 * 2.5)]
+    assert shots.classes.names == CLASSES
+    assert run.current_model is None  # or its memory would stay as long as the run does
+
+
+def test_predictions_change_nothing_in_the_run(watched: tuple[LiveMonitor, Run], whole: Run) -> None:
+    assert_same_run(watched[1], whole)
+
+
+def test_what_is_on_disk_shows_the_same(watched: tuple[LiveMonitor, Run]) -> None:
+    monitor, run = watched
+    again = LiveMonitor.watch(str(run.path))
+    assert again.history.steps == monitor.history.steps
+    assert again.history.evaluations == monitor.history.evaluations
+    assert again.status() == monitor.status()
+    assert repr(again) == "LiveMonitor(toy)"
+    for iteration, maps in monitor.snapshots.label_maps.items():
+        for stored, made in zip(again.snapshots.label_maps[iteration], maps, strict=True):
+            np.testing.assert_array_equal(stored, made)
+    assert again._repr_mimebundle_()["image/png"] == monitor._repr_mimebundle_()["image/png"]
+
+
+def test_the_strip_has_a_row_per_image_and_a_column_per_evaluation(watched: tuple[LiveMonitor, Run]) -> None:
+    axes = [ax for ax in watched[0].figure().axes if ax.images]
+    assert [ax.get_title() for ax in axes] == ["image", "after 3", "after 6", "", "", ""]
+    np.testing.assert_array_equal(axes[0].images[0].get_array(), noise())
+
+
+def test_the_strip_keeps_first_and_last() -> None:
+    assert few_of([3, 6], 7) == [3, 6]
+    assert few_of(range(1, 102), 5) == [1, 26, 51, 76, 101]
+
+
+def test_a_continued_run_forgets_predictions_it_will_make_again(root: Path, tmp_path: Path) -> None:
+    recipe = toy_recipe(checkpoint_every=4)
+    stop = StopAt(5, RuntimeError("power cut"))
+    monitor = LiveMonitor(images=[noise()])
+    with pytest.raises(RuntimeError):
+        train(recipe, root, tmp_path / "run", callbacks=[monitor, stop])
+    assert stop.events[-1] == ("step", 5)
+    before = monitor.snapshots.label_maps[3]
+    stray = tmp_path / "run" / "predictions" / "0" / "000005.png"
+    Image.fromarray(before[0]).save(stray)
+    monitor = LiveMonitor(images=[noise()])
+    train(recipe, root, tmp_path / "run", callbacks=[monitor])
+    assert not stray.exists()
+    assert list(monitor.snapshots.label_maps) == [3, 6]
+    np.testing.assert_array_equal(Snapshots(tmp_path / "run").label_maps[3][0], before[0])
+
+
+def test_other_images_replace_the_stored_ones(watched: tuple[LiveMonitor, Run], tmp_path: Path) -> None:
+    shutil.copytree(watched[1].path / "predictions", tmp_path / "predictions")
+    shots = Snapshots(tmp_path)
+    shots.begin([noise(90, 480)], {3, 6})
+    assert shots.label_maps == Snapshots(tmp_path).label_maps == {}
+    assert len(shots.images) == len(Snapshots(tmp_path).images) == 1
+
+
+def test_an_image_that_cannot_be_read_is_missed_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"street\.png"):
+        LiveMonitor(images=[tmp_path / "street.png"])
+
+
+# ------------------------------------------------------------------------------------------ after a reload
+
+
+def test_a_run_of_another_process_is_followed(
+    watched: tuple[LiveMonitor, Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its rows arrive one by one while the monitor sleeps; in the end comes the checkpoint of a finished run."""
+    notebook = FakeNotebook(monkeypatch)
+    source, path = watched[1], tmp_path / "run"
+    path.mkdir()
+    shutil.copy(source.path / "recipe.json", path)
+    rows = iter(source.metrics)
+
+    def sleep(seconds: float) -> None:
+        notebook.now += seconds
+        row = next(rows, None)
+        if row is None:
+            shutil.copytree(source.checkpoint("last"), path / "checkpoints" / "last")
+        else:
+            append_row(path / "metrics.jsonl", row)
+
+    monkeypatch.setattr(live_monitor, "_sleep", sleep)
+    monitor = LiveMonitor.watch(path)
+    assert monitor.status() == "toy: waiting for the first step"
+    assert monitor.follow() is monitor
+    assert len(notebook.shown) > 5
+    assert "step 6 of 6" in notebook.shown[-1]
+    assert monitor.history.steps == watched[0].history.steps
+
+
+def test_following_ends_without_news_or_by_the_stop_button(
+    watched: tuple[LiveMonitor, Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("recipe.json", "metrics.jsonl"):
+        shutil.copy(watched[1].path / name, tmp_path)  # without checkpoints it is not finished
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live_monitor, "_now", lambda: clock[0])
+    monkeypatch.setattr(live_monitor, "_sleep", sleep)
+    LiveMonitor.watch(tmp_path).follow(timeout=3)
+    assert clock[0] == 3
+    monkeypatch.setattr(live_monitor, "_sleep", stop)
+    LiveMonitor.watch(tmp_path).follow()
+    assert "the run goes on" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_is_shown_anew(tmp_path: Path) -> None:
+    toy_recipe().save(tmp_path / "recipe.json")
+    for iteration in (1, 2, 3):
+        append_row(tmp_path / "metrics.jsonl", step_row(iteration))
+    monitor = LiveMonitor.watch(tmp_path)
+    keep_rows(tmp_path / "metrics.jsonl", 2)
+    append_row(tmp_path / "metrics.jsonl", step_row(3, loss=1.0))
+    assert monitor.refresh()
+    assert not monitor.refresh()
+    assert [row["loss"] for row in monitor.history.steps] == [8.0, 8.0, 1.0]
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a run"):
+        LiveMonitor.watch(tmp_path)

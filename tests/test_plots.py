@@ -255,6 +255,10 @@ FIGURES = {
     "curves": lambda: plots.curves({"a": ([0, 1], [0, 1])}, "x", "y"),
     "learning_curves": lambda: plots.learning_curves([{"iteration": 0, "loss": 1.0}], [{"iteration": 0, "mIoU": 1.0}]),
     "losses_per_prediction": lambda: plots.losses_per_prediction({"0.class": 1.0, "0.mask": 1.0, "0.dice": 1.0}),
+    "training_progress": lambda: plots.training_progress(
+        [{"iteration": 1, "loss": 1.0, "0.class": 1.0}], (), "t", [IMAGE], {1: [PREDICTION]}, CLASSES
+    ),
+    "compared_runs": lambda: plots.compared_runs({"a": ([{"iteration": 1, "loss": 1.0, "seconds": 1.0}], [])}),
     "bars": lambda: plots.bars(["a"], [1.0], "x"),
     "matrices": lambda: plots.matrices({"a": MASKS[0]}, "q", list("abcdefghij")),
     "confusion": lambda: plots.confusion(np.eye(4), CLASSES.names),

@@ -11,6 +11,7 @@ _HOME = {
     "QueryExplorer": "query_explorer",
     "QueryTrace": "query_trace",
     "SamplingViewer": "sampling_viewer",
+    "compare": "comparison",
     "trace_queries": "query_trace",
     "trace_sampling": "sampling",
 }

@@ -3,117 +3,153 @@
 from __future__ import annotations
 
 import io
-import math
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+
+from m2f_lab.explore.history import History, RowFile, say_duration, time_left
+from m2f_lab.explore.snapshots import Snapshots, few_of
+from m2f_lab.inference.images import as_rgb
 from m2f_lab.training import Run
 from m2f_lab.training.run import METRIC
 
 if TYPE_CHECKING:
     from m2f_lab.explore.plots import Figure
 
-TERMS = ("class", "mask", "dice")
-KEPT = ("iteration", "loss", *TERMS, "learning_rate", "images_per_second", "seconds")
-
-
-def fold_terms(row: dict) -> dict[str, float]:
-    """What curves show of a row: each term as the mean over all predictions, instead of one by one.
-
-    Args:
-        row: as callbacks get it, with "0.class", "0.mask", "0.dice", "1.class" and so on.
-    """
-    folded = {name: row[name] for name in KEPT if name in row}
-    for term in TERMS:
-        values = [value for name, value in row.items() if name.endswith(f".{term}")]
-        if values:
-            folded[term] = math.fsum(values) / len(values)
-    return folded
-
-
-class History:
-    """Folded rows of a run that may be long: once there are too many, neighbours are averaged.
-
-    Attributes:
-        steps: oldest first, fewer than `limit`.
-        evaluations: all of them.
-    """
-
-    def __init__(self, limit: int = 2000) -> None:
-        self.limit = limit
-        self.steps: list[dict] = []
-        self.evaluations: list[dict] = []
-        self._steps_per_row = 1
-        self._waiting: list[dict] = []
-
-    def add(self, row: dict) -> None:
-        """Take in a row of kind "step" or "evaluation"."""
-        if row["kind"] == "evaluation":
-            self.evaluations.append(row)
-            return
-        self._waiting.append(fold_terms(row))
-        if len(self._waiting) == self._steps_per_row:
-            self.steps.append(_mean_row(self._waiting))
-            self._waiting = []
-        if len(self.steps) == self.limit:
-            self.steps = [_mean_row(self.steps[i : i + 2]) for i in range(0, self.limit, 2)]
-            self._steps_per_row *= 2
-
-
-def _mean_row(rows: list[dict]) -> dict:
-    """Averages, but the place in the run of the last one."""
-    mean = {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[-1]}
-    return mean | {name: rows[-1][name] for name in ("iteration", "seconds") if name in rows[-1]}
-
-
-def time_left(rows: list[dict], max_iterations: int) -> float | None:
-    """Seconds until the end at the pace of the last rows; None where there is none yet."""
-    recent = rows[-50:]
-    if len(recent) < 2:
-        return None
-    steps = recent[-1]["iteration"] - recent[0]["iteration"]
-    seconds = recent[-1]["seconds"] - recent[0]["seconds"]
-    return (max_iterations - recent[-1]["iteration"]) * seconds / steps if steps > 0 else None
-
-
-def say_duration(seconds: float) -> str:
-    """7384 → "2 h 03 min"; 95 → "1 min 35 s"; 8 → "8 s" """
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+STRIP = 7
+"""At most so many iterations are shown side by side in the strip of predictions."""
 
 
 class LiveMonitor:
     """A callback of `train` that shows how it goes.
 
-        train(recipe, data_root, out, callbacks=[LiveMonitor()])
+        train(recipe, data_root, out, callbacks=[LiveMonitor(images=["street.png"])])
 
-    In a notebook it draws curves of the losses, the learning rate and the mIoU into the cell, and leaves the last
-    picture there. Elsewhere it prints a line now and then. It may run in a thread.
+    In a notebook it draws curves into the cell (losses of every prediction, mIoU, learning rate, speed, memory, and
+    below them what was predicted for `images` after each evaluation), and leaves the last picture there. Elsewhere it
+    prints a line now and then. It may run in a thread.
+
+    Everything it shows is beside the run on disk, so another notebook, or this one after its kernel was restarted,
+    shows the same:
+
+        LiveMonitor.watch("runs/tonight").follow()
+
+    Attributes:
+        history: the rows of the run.
+        snapshots: the predictions for fixed images.
     """
 
-    def __init__(self, interval: float = 0.5, line_interval: float = 10.0) -> None:
+    def __init__(
+        self,
+        images: Sequence[str | Path | Image.Image | np.ndarray] = (),
+        interval: float = 0.5,
+        line_interval: float = 10.0,
+    ) -> None:
         """Args:
+        images: what to predict after every evaluation; paths, PIL images or uint8 [H, W, 3]. The model sees them at
+            the size that it is evaluated at.
         interval: least seconds between two pictures; more where drawing would take over a tenth of the time.
         line_interval: least seconds between two printed lines, outside a notebook.
+
+        Raises:
+            FileNotFoundError, ValueError: an image cannot be read.
         """
         if interval < 0.5:
             raise ValueError(
                 f"LiveMonitor draws at most twice a second: interval must be at least 0.5, got {interval}."
             )
         self.interval, self.line_interval = interval, line_interval
-        self._name = ""
+        self._images = [as_rgb(image) for image in images]
+        self._run: Run | None = None
+        self._handle = None
+        self.history = History()
+        self.snapshots: Snapshots | None = None
+
+    @classmethod
+    def watch(cls, run: Run | str | Path, interval: float = 0.5, line_interval: float = 10.0) -> LiveMonitor:
+        """Show a run from its folder: one that is finished, or that another process trains.
+
+        Args:
+            run: a run or its folder. The first row may still be to come.
+            interval, line_interval: as above.
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+        """
+        monitor = cls(interval=interval, line_interval=line_interval)
+        monitor._open(run if isinstance(run, Run) else Run(run))
+        monitor.refresh()
+        return monitor
+
+    def _open(self, run: Run) -> None:
+        self._run, self._name = run, run.recipe.name
+        self._max_iterations = run.recipe.optimization.max_iterations
+        self._rows = RowFile(run.path / "metrics.jsonl")
+
+    def refresh(self) -> bool:
+        """Read what the files of the run hold by now; returns whether there was anything new."""
+        starts = self._rows.starts
+        rows = self._rows.new_rows()
+        if self._rows.starts > starts or self.snapshots is None:  # the first time, or the run goes on from a checkpoint
+            self.history, self.snapshots = History(), Snapshots(self._run.path)
+        for row in rows:
+            self.history.add(row)
+        seen = len(self.snapshots.label_maps)
+        self.snapshots.load()
+        return bool(rows) or len(self.snapshots.label_maps) > seen
+
+    def follow(self, timeout: float | None = None) -> LiveMonitor:
+        """Keep showing what another process writes, until the run is finished; the stop button ends it sooner.
+
+        Args:
+            timeout: give up after so many seconds without anything new; None waits on.
+        """
+        self._begin_display()
+        last_news = _now()
+        try:
+            while True:
+                if self.refresh():
+                    last_news = _now()
+                    self._show_if_due()
+                if self._run.finished or (timeout is not None and _now() - last_news >= timeout):
+                    break
+                _sleep(self.interval)
+        except KeyboardInterrupt:
+            print("No longer following; the run goes on.")
+        self.refresh()
+        self._show()
+        return self
 
     def on_start(self, run: Run) -> None:
-        self._name, self._max_iterations = run.recipe.name, run.recipe.optimization.max_iterations
+        self._open(run)
         self.history = History()
         for row in run.metrics:  # of the sessions before this one
             self.history.add(row)
-        self._row: dict | None = None
+        self.snapshots = Snapshots(run.path)
+        if self._images:
+            self.snapshots.begin(self._images, {row["iteration"] for row in self.history.evaluations})
+        self._begin_display()
+
+    def on_step(self, row: dict) -> None:
+        self.history.add(row)
+        self._show_if_due()
+
+    def on_evaluation(self, row: dict) -> None:
+        self.history.add(row)
+        if self._images:
+            sizes = self._run.recipe.evaluation
+            self.snapshots.add(row["iteration"], self._run.current_model, self._images, sizes)
+        self._show()
+
+    def on_end(self, run: Run) -> None:
+        self._show()
+
+    def _begin_display(self) -> None:
         self._handle = None
         if in_notebook():
             from IPython.display import display
@@ -121,18 +157,9 @@ class LiveMonitor:
             self._handle = display(self, display_id=True)
         self._next = _now() + (self.interval if self._handle else 0)
 
-    def on_step(self, row: dict) -> None:
-        self._row = row
-        self.history.add(row)
+    def _show_if_due(self) -> None:
         if _now() >= self._next:
             self._show()
-
-    def on_evaluation(self, row: dict) -> None:
-        self.history.add(row)
-        self._show()
-
-    def on_end(self, run: Run) -> None:
-        self._show()
 
     def _show(self) -> None:
         started = _now()
@@ -144,28 +171,41 @@ class LiveMonitor:
         self._next = _now() + max(self.interval, 9 * (_now() - started))
 
     def status(self) -> str:
-        """One line: step, loss, mIoU, speed, time left."""
-        if self._row is None:
+        """One line: step, loss, mIoU, speed, memory, time left."""
+        row = self.history.last_step
+        if row is None:
             return f"{self._name}: waiting for the first step"
-        row, last = self._row, self.history.evaluations[-1:]
         left = time_left(self.history.steps, self._max_iterations)
         parts = [f"{self._name}: step {row['iteration']} of {self._max_iterations}", f"loss {row['loss']:.2f}"]
+        last = self.history.evaluations[-1:]
         parts += [f"{METRIC} {evaluation[METRIC]:.1f} %" for evaluation in last if evaluation[METRIC] is not None]
-        parts.append(f"{row['images_per_second']:.1f} images/s")
+        parts += [f"{row['images_per_second']:.1f} images/s", f"{row['memory_gib']:.1f} GiB of memory"]
         if row["iteration"] < self._max_iterations and left is not None:
             parts.append(f"{say_duration(left)} left")
         return " · ".join(parts)
 
     def figure(self) -> Figure:
-        """The curves as they are now."""
+        """The curves and the predictions as they are now."""
         from m2f_lab.explore import plots  # not needed in a terminal
 
-        return plots.learning_curves(self.history.steps, self.history.evaluations, title=self.status())
+        shots = self.snapshots
+        maps = {iteration: shots.label_maps[iteration] for iteration in few_of(sorted(shots.label_maps), STRIP)}
+        return plots.training_progress(
+            self.history.steps, self.history.evaluations, self.status(), shots.images, maps, shots.classes
+        )
+
+    def save_html(self, path: str | Path) -> None:
+        """Write one self-contained page with the curves and the predictions as vectors."""
+        from m2f_lab.explore.static_page import save_static_page
+
+        save_static_page(path, self._name, [self.figure()])
 
     def __repr__(self) -> str:
-        return f"LiveMonitor({self._name})"
+        return f"LiveMonitor({self._name})" if self._run else "LiveMonitor()"
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
+        if self._run is None:
+            return {"text/plain": repr(self)}
         file = io.BytesIO()
         self.figure().savefig(file, format="png", dpi=96)
         return {"text/plain": repr(self), "image/png": file.getvalue()}
@@ -177,4 +217,4 @@ def in_notebook() -> bool:
     return hasattr(ipython and ipython.get_ipython(), "kernel")
 
 
-_now = time.monotonic
+_now, _sleep = time.monotonic, time.sleep

@@ -1,8 +1,9 @@
 """How a run reports: the protocol of callbacks, and a progress bar.
 
 A callback is any object with these four methods. They are called between steps, in the process that writes the files,
-after the files are written: whatever a callback reads from `run` is complete. An exception from a callback ends the
-training; KeyboardInterrupt interrupts it like Ctrl-C.
+after the files are written: whatever a callback reads from `run` is complete. Between steps `run.current_model` is the
+model itself; `run.current_model.predict(image)` leaves it, and what follows, as it was. An exception from a callback
+ends the training; KeyboardInterrupt interrupts it like Ctrl-C.
 """
 
 from __future__ import annotations

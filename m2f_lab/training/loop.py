@@ -75,6 +75,7 @@ def train(
         world.wait()
         session = Session(recipe, dataset, run, callbacks if world.is_first else (), world)
         session.tell("on_start", run)
+        run.current_model = session.model
         try:
             session.evaluate_and_save()  # what was due when the run was interrupted
             for batch in session.batches():
@@ -82,6 +83,8 @@ def train(
                 session.evaluate_and_save()
         except KeyboardInterrupt:
             session.save_after_interrupt()
+        finally:
+            run.current_model = None  # whoever keeps the run does not keep a GPU's memory
         session.tell("on_end", run)
         del session
         gc.collect()

@@ -33,10 +33,15 @@ class Run:
     """A training run, finished or not. `Run(folder)` opens one from disk.
 
     Everything is read from the files when it is asked for, so a run can be watched from another process.
+
+    Attributes:
+        path: the run's folder.
+        current_model: the model as it is now, for callbacks, while `train` trains it in this process; else None.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
+        self.current_model: Mask2Former | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.recipe.name}, {self.iteration} of {self.recipe.optimization.max_iterations} iterations)"

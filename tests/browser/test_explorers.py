@@ -95,10 +95,10 @@ def test_the_layer_slider(screen: ExplorerScreen, notebook: NotebookPage) -> Non
     expect(notebook.page.locator(".m2f-layer-slider .widget-readout")).to_have_text("1")
     screen.expect_drawn(1, 0)
     assert screen.canvas("mask").screenshot() != before  # what a person sees, not only what the canvas holds
-    expect(notebook.page.locator(".m2f-caption").first).to_contain_text("after layer 1 of 3")
+    expect(notebook.page.locator(".m2f-maskview > .m2f-caption").first).to_contain_text("after layer 1 of 3")
     notebook.drag_slider(".m2f-layer-slider", 0)
     screen.expect_drawn(0, 0)
-    expect(notebook.page.locator(".m2f-caption").nth(1)).to_have_text("No layer has looked at the image yet.")
+    expect(notebook.page.locator(".m2f-maskview > .m2f-caption").nth(1)).to_have_text("No layer has looked at the image yet.")
 
 
 def test_the_query_slider_and_the_menu_move_together(screen: ExplorerScreen, notebook: NotebookPage) -> None:
@@ -153,7 +153,7 @@ def test_a_click_chooses_the_winning_query(screen: ExplorerScreen, notebook: Not
         row, column = inner_cell(winners == query)
         screen.click(kind, row, column)
         screen.expect_drawn(LAST, int(np.flatnonzero(order == query)[0]))
-        expect(notebook.page.locator(".m2f-caption").first).to_contain_text(f"Query {query}, ")
+        expect(notebook.page.locator(".m2f-maskview > .m2f-caption").first).to_contain_text(f"Query {query}, ")
         expect(notebook.page.locator(".t-heard")).to_contain_text(f"query {query},")
 
 
@@ -208,6 +208,7 @@ def test_play_runs_through_the_layers(screen: ExplorerScreen, notebook: Notebook
 
 MONITORED = """\
 import threading, time
+from pathlib import Path
 from types import SimpleNamespace
 from m2f_lab.explore import LiveMonitor
 
@@ -215,10 +216,10 @@ def train():
     optimization = SimpleNamespace(max_iterations=150)
     recipe = SimpleNamespace(name="toy", optimization=optimization)
     monitor = LiveMonitor()
-    monitor.on_start(SimpleNamespace(recipe=recipe, metrics=[]))
+    monitor.on_start(SimpleNamespace(recipe=recipe, metrics=[], path=Path("nowhere")))
     for i in range(1, 151):
         row = {"kind": "step", "iteration": i, "loss": 30 / i, "learning_rate": 1e-3, "seconds": i * 0.02}
-        monitor.on_step(row | {"images_per_second": 10.0})
+        monitor.on_step(row | {"images_per_second": 10.0, "memory_gib": 1.0})
         time.sleep(0.02)
     monitor.on_evaluation({"kind": "evaluation", "iteration": 150, "mIoU": 50.0})
     monitor.on_end(None)

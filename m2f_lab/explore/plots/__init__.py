@@ -19,6 +19,7 @@ from m2f_lab.explore.plots.pictures import (
     segmentation,
 )
 from m2f_lab.explore.plots.sampling import sampling_panels, sampling_points
+from m2f_lab.explore.plots.runs import compared_runs, training_progress
 from m2f_lab.explore.plots.theme import PALETTE
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Figure",
     "attention",
     "bars",
+    "compared_runs",
     "comparison_rows",
     "confusion",
     "curves",
@@ -38,4 +40,5 @@ __all__ = [
     "sampling_panels",
     "sampling_points",
     "segmentation",
+    "training_progress",
 ]

@@ -46,7 +46,7 @@ def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), tit
     axes[0].plot(iterations, [row["loss"] for row in steps], color=PALETTE[0], linewidth=1.4)
     axes[0].set_title("loss, weighted sum", fontsize=TITLE)
     for term, color in zip(("class", "mask", "dice"), PALETTE, strict=False):
-        axes[1].plot(iterations, [_mean_term(row, term) for row in steps], color=color, linewidth=1.2, label=term)
+        axes[1].plot(iterations, [mean_term(row, term) for row in steps], color=color, linewidth=1.2, label=term)
     axes[1].legend(fontsize=SMALL, frameon=False)
     axes[1].set_title("terms, mean of predictions", fontsize=TITLE)
     axes[2].plot(
@@ -164,7 +164,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str = "") -> Figu
     return figure
 
 
-def _mean_term(row: dict, term: str) -> float:
+def mean_term(row: dict, term: str) -> float:
     """A loss term averaged over predictions; NaN where the row does not hold it."""
     values = [value for name, value in row.items() if name == term or name.endswith(f".{term}")]
     return sum(values) / len(values) if values else math.nan

@@ -56,15 +56,20 @@ def chart_row(count: int, width: float, height: float, title: str) -> tuple[Figu
     figure = NotebookFigure(figsize=(count * width, height), layout="constrained", dpi=90)
     axes = list(figure.subplots(1, count, squeeze=False).flat)
     for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(visible=True, alpha=0.25)
-        ax.set_axisbelow(True)
-        ax.tick_params(labelsize=SMALL)
-        ax.xaxis.label.set_size(TEXT)
-        ax.yaxis.label.set_size(TEXT)
+        dress(ax)
     if title:
         figure.suptitle(title, fontsize=TITLE + 1)
     return figure, axes
+
+
+def dress(ax: Axes) -> None:
+    """The look of a chart: a pale grid, no frame above and right, small numbers."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(visible=True, alpha=0.25)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=SMALL)
+    ax.xaxis.label.set_size(TEXT)
+    ax.yaxis.label.set_size(TEXT)
 
 
 def colors(count: int) -> list[str]:

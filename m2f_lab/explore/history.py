@@ -1,0 +1,125 @@
+"""How a run went, as numbers: rows of `metrics.jsonl`, thinned out so that drawing them stays quick.
+
+L predictions. Terms of the loss are "class", "mask" and "dice"; "2.mask" is the mask term of prediction 2.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+TERMS = ("class", "mask", "dice")
+_FIGURES = ("iteration", "loss", "learning_rate", "images_per_second", "seconds", "memory_gib")
+
+
+class History:
+    """Rows of a run that may be long: once there are too many, neighbours are averaged.
+
+    Attributes:
+        steps: rows of kind "step", oldest first, fewer than `limit`; their means where steps were averaged.
+        evaluations: all rows of kind "evaluation".
+        last_step: the newest row of kind "step" as it came, whether or not it is in `steps` yet; None before any.
+    """
+
+    def __init__(self, limit: int = 1000) -> None:
+        self.limit = limit
+        self.steps: list[dict] = []
+        self.evaluations: list[dict] = []
+        self.last_step: dict | None = None
+        self._steps_per_row = 1
+        self._waiting: list[dict] = []
+
+    def add(self, row: dict) -> None:
+        """Take in a row of kind "step" or "evaluation"."""
+        if row["kind"] == "evaluation":
+            self.evaluations.append(row)
+            return
+        self.last_step = row
+        self._waiting.append(curve_values(row))
+        if len(self._waiting) == self._steps_per_row:
+            self.steps.append(_mean_row(self._waiting))
+            self._waiting = []
+        if len(self.steps) == self.limit:
+            self.steps = [_mean_row(self.steps[i : i + 2]) for i in range(0, self.limit, 2)]
+            self._steps_per_row *= 2
+
+
+def curve_values(row: dict) -> dict[str, float]:
+    """What curves show of a row of kind "step": its figures, and every term of every prediction."""
+    return {name: value for name, value in row.items() if name in _FIGURES or name.partition(".")[2] in TERMS}
+
+
+def terms_per_prediction(row: dict, term: str) -> list[float]:
+    """One term of the loss, prediction by prediction: "0.mask", "1.mask", … → L values."""
+    values = {int(name.partition(".")[0]): value for name, value in row.items() if name.partition(".")[2] == term}
+    return [values[prediction] for prediction in sorted(values)]
+
+
+def _mean_row(rows: list[dict]) -> dict:
+    """Averages, but the place in the run of the last one, and the peak that memory reached."""
+    mean = {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[-1]}
+    return mean | {name: rows[-1][name] for name in ("iteration", "seconds", "memory_gib") if name in rows[-1]}
+
+
+class RowFile:
+    """A `metrics.jsonl` that may still be written: every call of `new_rows` gives what came since the last one.
+
+    Attributes:
+        starts: how often reading began at the top; more than once where the file was replaced, as a run that
+            continues from a checkpoint does with the rows after it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.starts = path, 0
+        self._read, self._file, self._lines = 0, None, 0
+
+    def new_rows(self) -> list[dict]:
+        """The rows since the last call; a line without its end is left until it has one.
+
+        Raises:
+            ValueError: a complete line is not JSON.
+        """
+        if not self.path.is_file():
+            return []
+        with self.path.open("rb") as stream:
+            state = os.fstat(stream.fileno())
+            if self._file != state.st_ino or state.st_size < self._read:
+                self._file, self._read, self._lines = state.st_ino, 0, 0
+                self.starts += 1
+            stream.seek(self._read)
+            complete = stream.read().rpartition(b"\n")[0]
+        lines = complete.split(b"\n") if complete else []
+        rows = [self._parse(line, self._lines + number) for number, line in enumerate(lines, start=1)]
+        self._read += len(complete) + bool(complete)
+        self._lines += len(lines)
+        return rows
+
+    def _parse(self, line: bytes, number: int) -> dict:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"Line {number} of {self.path} is not JSON ({error}); take the line away, or restore the file."
+            ) from error
+
+
+def time_left(rows: list[dict], max_iterations: int) -> float | None:
+    """Seconds until the end at the pace of the last rows; None where there is none yet."""
+    recent = rows[-50:]
+    if len(recent) < 2:
+        return None
+    steps = recent[-1]["iteration"] - recent[0]["iteration"]
+    seconds = recent[-1]["seconds"] - recent[0]["seconds"]
+    return (max_iterations - recent[-1]["iteration"]) * seconds / steps if steps > 0 else None
+
+
+def say_duration(seconds: float) -> str:
+    """7384 → "2 h 03 min"; 95 → "1 min 35 s"; 8 → "8 s" """
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
