@@ -6,12 +6,18 @@ Everything here needs Jupyter or matplotlib, so nothing is imported before it is
 from importlib import import_module
 
 _HOME = {
+    "EditHistory": "edits",
+    "ForceClass": "edits",
     "LiveMonitor": "live_monitor",
     "MaskView": "mask_view",
+    "Mute": "edits",
+    "PaintAttention": "edits",
     "QueryExplorer": "query_explorer",
     "QueryTrace": "query_trace",
+    "Replay": "counterfactual",
     "SamplingViewer": "sampling_viewer",
-    "compare": "comparison",
+    "Unmask": "edits",
+    "compare_label_maps": "label_change",
     "trace_queries": "query_trace",
     "trace_sampling": "sampling",
 }

@@ -18,8 +18,8 @@ from m2f_lab.explore.plots.pictures import (
     masks,
     segmentation,
 )
-from m2f_lab.explore.plots.sampling import sampling_panels, sampling_points
 from m2f_lab.explore.plots.runs import compared_runs, training_progress
+from m2f_lab.explore.plots.sampling import sampling_panels, sampling_points
 from m2f_lab.explore.plots.theme import PALETTE
 
 __all__ = [
