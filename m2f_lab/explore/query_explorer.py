@@ -82,8 +82,8 @@ class QueryExplorer(Explorer):
         self._make_controls()
         super().__init__(
             [
-                controls(self.layer_slider, self.play, self.opacity_slider, self.threshold_slider),
-                controls(self.query_slider, self.query_menu, self.head_menu),
+                controls(self.layer_slider, self.play, self.query_slider, self.query_menu),
+                controls(self.opacity_slider, self.threshold_slider, self.head_menu),
                 pictures(views["mask"], [views["blocked"], views["attention"]]),
                 views["grid"],
             ],

@@ -44,10 +44,10 @@ class ExplorerScreen:
     def __init__(self, page: Page, twin: QueryExplorer) -> None:
         self.page, self.twin = page, twin
         self.images: dict[str, np.ndarray] = {}
-        expect(page.locator(".m2f-maskview canvas[data-drawn]")).to_have_count(3)
+        expect(page.locator(".m2f-canvas[data-drawn]")).to_have_count(3)
 
     def canvas(self, kind: str) -> Locator:
-        return self.page.locator(".m2f-maskview canvas").nth(KINDS.index(kind))
+        return self.page.locator(".m2f-canvas").nth(KINDS.index(kind))
 
     def remember_images(self) -> None:
         """To be called while the opacity is zero."""

@@ -85,7 +85,7 @@ def click_winners(case: Case, notebook: NotebookPage, screen: ExplorerScreen) ->
     for query in np.argsort(-won)[:2].tolist():
         screen.click("mask", *inner_cell(winners == query))
         screen.expect_drawn(case.last, place_of(screen.twin, query))
-        expect(notebook.page.locator(".m2f-caption").first).to_contain_text(f"Query {query}, ")
+        expect(notebook.page.locator(".m2f-maskview > .m2f-caption").first).to_contain_text(f"Query {query}, ")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name[:2])

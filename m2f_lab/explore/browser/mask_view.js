@@ -20,7 +20,7 @@ function render({ model, el }) {
   for (const part of ["low", "bar", "high", "names", "groups", "label"]) {
     legend[part] = element("span", `m2f-legend-${part}`, legendNode);
   }
-  const caption = captionNodes(el, warning), note = captionNodes(el);
+  const caption = captionNodes(el, warning), note = captionNodes(element("div", "m2f-place-note", el));
 
   const context = canvas.getContext("2d", { willReadFrequently: true });
   let picture = null; // the decoded image
