@@ -10,6 +10,7 @@ Q queries, K classes, T segments, S sampling points, H/W height/width.
 from matplotlib.figure import Figure
 
 from m2f_lab.explore.plots.charts import bars, confusion, curves, learning_curves, losses_per_prediction, matrices
+from m2f_lab.explore.plots.pairs import dumbbells
 from m2f_lab.explore.plots.pictures import (
     attention,
     comparison_rows,
@@ -31,6 +32,7 @@ __all__ = [
     "comparison_rows",
     "confusion",
     "curves",
+    "dumbbells",
     "heat_over_image",
     "images",
     "learning_curves",

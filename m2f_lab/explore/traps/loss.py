@@ -1,0 +1,162 @@
+"""Traps in matching and in the losses: what they are divided by, what weighs how much, and in which precision.
+
+B images, L predictions, Q queries, K classes, T segments, P points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest.mock import patch
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from m2f_lab.explore.traps.trap import Bench, Finding, Trap
+from m2f_lab.loss import Criterion, Matcher, criterion, matcher
+from m2f_lab.loss.criterion import average_num_masks
+from m2f_lab.loss.matcher import mask_costs
+from m2f_lab.structures import IGNORE, MaskLogits, Output, Target
+
+NUM_PROCESSES = 8
+
+
+def _cpu_output(bench: Bench) -> Output:
+    """What the model makes of the first street, as a leaf of a graph of its own."""
+    output = bench.output(0)
+    features = output.masks[-1].features.cpu().clone()
+    return replace(
+        output,
+        class_logits=[logits.cpu().clone().requires_grad_() for logits in output.class_logits],
+        masks=[MaskLogits(masks.embeddings.cpu().clone(), features) for masks in output.masks],
+    )
+
+
+def _target(bench: Bench) -> Target:
+    return Target.from_label_map(torch.from_numpy(bench.samples[0].label_map))
+
+
+# --- what losses are divided by ---------------------------------------------------------------------------------------
+
+
+def loss_without_segments(bench: Bench, num_masks: Callable) -> Finding:
+    """The total loss of an image in which there is nothing to learn but "no object"."""
+    nothing = Target.from_label_map(torch.full(bench.samples[0].label_map.shape, IGNORE))
+    with patch.object(criterion, "average_num_masks", num_masks):
+        losses = Criterion(len(bench.streets.classes), num_points=256)(_cpu_output(bench), [nothing])
+    return Finding(float(losses["total"].detach()))
+
+
+def not_clamped(targets: Sequence[Target], device: torch.device) -> Tensor | int:
+    """Without segments, zero is divided by zero."""
+    return sum(target.num_segments for target in targets)
+
+
+@contextmanager
+def pretended_processes(count: int) -> Iterator[None]:
+    """As if `count` processes with as many segments each had added up."""
+    group = dict(is_initialized=lambda: True, get_world_size=lambda: count, all_reduce=lambda total: total.mul_(count))
+    with patch.multiple(torch.distributed, **group):
+        yield
+
+
+def weight_of_mask_losses(bench: Bench, num_masks: Callable) -> Finding:
+    """How much the mask losses of one process among eight weigh, relative to one process alone."""
+    targets, device = [_target(bench)], torch.device("cpu")
+    with pretended_processes(NUM_PROCESSES):
+        return Finding(targets[0].num_segments / float(num_masks(targets, device)))
+
+
+def averaged_twice(targets: Sequence[Target], device: torch.device) -> Tensor:
+    """Divided by the number of processes here, though it is an average already."""
+    return average_num_masks(targets, device) / torch.distributed.get_world_size()
+
+
+# --- what weighs how much ---------------------------------------------------------------------------------------------
+
+
+def weighing_a_tenth(num_classes: int, **options) -> Criterion:
+    """The library's default."""
+    return Criterion(num_classes, **options)
+
+
+def weighing_one(num_classes: int, **options) -> Criterion:
+    """Leaves all weights of the cross-entropy at 1."""
+    return Criterion(num_classes, no_object_weight=1.0, **options)
+
+
+def share_of_no_object(bench: Bench, make_criterion: Callable[..., Criterion]) -> Finding:
+    """Share of the class loss's gradient that comes from queries without a segment, in percent, at the beginning."""
+    output, targets = _cpu_output(bench), [_target(bench)]
+    fresh = [torch.zeros_like(logits).requires_grad_() for logits in output.class_logits]  # knows no class yet
+    output = replace(output, class_logits=fresh)
+    make = make_criterion(len(bench.streets.classes), num_points=256)
+    matching = make.matcher(output, targets)
+    make.losses(output, targets, matching)["0.class"].backward()
+    strength = fresh[0].grad[0].abs().sum(dim=1)  # (Q)
+    matched, _ = matching.of(0)
+    return Finding(100 * float(1 - strength[matched].sum() / strength.sum()))
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+def costs_without_numbers(bench: Bench, costs: Callable) -> Finding:
+    """Share of the costs of matching that are infinite or NaN, in percent, at the paper's number of points."""
+    with patch.object(matcher, "mask_costs", costs):
+        terms = Matcher().costs(_cpu_output(bench), [_target(bench)])[0]
+    return Finding(100 * float((~sum(terms.values()).isfinite()).float().mean()))
+
+
+def in_half_precision(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """As autocast to float16 leaves it: sums over 12 544 points pass 65 504, the largest number there is."""
+    return mask_costs(embeddings.half(), features.half(), truth.half())
+
+
+LOSS = (
+    Trap(
+        name="num_masks not clamped",
+        mistake="Mask losses are divided by the number of segments. A crop may hold none; then it is 0 / 0.",
+        question="What is the loss of one image without a segment, and of the batch it is in?",
+        unit="loss {}",
+        right=average_num_masks,
+        broken=not_clamped,
+        measure=loss_without_segments,
+        guarded_by="tests/test_criterion.py::test_num_masks_is_at_least_one",
+    ),
+    Trap(
+        name="num_masks averaged twice",
+        mistake="The number of segments is averaged over processes so that the loss does not depend on how many there "
+        "are. Averaged twice, it does.",
+        question="A run moves from one GPU to eight. What happens to its mask losses?",
+        unit="mask losses weigh {} ×",
+        right=average_num_masks,
+        broken=averaged_twice,
+        measure=weight_of_mask_losses,
+        guarded_by="tests/test_criterion.py::test_num_masks_is_averaged_over_processes_and_then_clamped",
+    ),
+    Trap(
+        name="no-object weighs 1",
+        mistake="Most queries have no segment. In the cross-entropy “no object” weighs 0.1, or the few others are not "
+        "heard.",
+        question="Which share of what the class head learns at first is “say no object”?",
+        unit="{} % of the gradient says “no object”",
+        right=weighing_a_tenth,
+        broken=weighing_one,
+        measure=share_of_no_object,
+        guarded_by="tests/test_criterion.py::test_no_object_is_the_last_class_and_weighs_a_tenth",
+    ),
+    Trap(
+        name="costs in float16",
+        mistake="Under autocast to float16, costs are summed over 12 544 points in numbers that end at 65 504. The "
+        "assignment refuses infinite costs, or, worse, takes any.",
+        question="Which share of the costs can still be compared?",
+        unit="{} % of the costs are not finite",
+        right=mask_costs,
+        broken=in_half_precision,
+        measure=costs_without_numbers,
+        guarded_by="tests/test_matcher.py::test_half_precision_outputs_are_compared_in_float32",
+    ),
+)

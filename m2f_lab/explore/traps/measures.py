@@ -1,0 +1,58 @@
+"""What several traps have in common: how the damage is measured.
+
+C channels, H/W height/width of an image, h/w of a feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from unittest.mock import patch
+
+import numpy as np
+from torch import Tensor
+
+from m2f_lab.data import Classes
+from m2f_lab.explore.traps.trap import Bench, Finding
+from m2f_lab.structures import IGNORE
+
+
+def mean_iou(bench: Bench) -> Finding:
+    """mIoU of the model as it is now, and what it makes of the first street."""
+    label_maps = [bench.model.predict(sample.image).label_map for sample in bench.samples]
+    return Finding(bench.mean_iou(label_maps), bench.samples[0].image, label_maps[0], bench.streets.classes)
+
+
+def mean_iou_with(owner: object, name: str) -> Callable[[Bench, Callable], Finding]:
+    """A measure: mIoU while the variant stands in the place of a function of the library."""
+
+    def measure(bench: Bench, variant: Callable) -> Finding:
+        with patch.object(owner, name, variant):
+            return mean_iou(bench)
+
+    return measure
+
+
+def distance(bench: Bench, expected: Tensor, got: Tensor) -> Finding:
+    """How far features [1, C, h, w] are from those of the library: at most, in percent of the largest; and where."""
+    apart = (got - expected).norm(dim=1)[0] / expected.norm(dim=1).max()  # (h, w)
+    return Finding(100 * float(apart.max()), bench.samples[0].image, inside_image(bench, apart.clamp(max=1).numpy()))
+
+
+def inside_image(bench: Bench, heat: np.ndarray) -> np.ndarray:
+    """Cut a map [h, w] over the padded first street to the image; it may cover the last cell only in part."""
+    height, width = bench.samples[0].image.shape[:2]
+    padded_height, padded_width = (-(-edge // 32) * 32 for edge in (height, width))
+    rows, columns = heat.shape
+    return heat[: -(-height * rows // padded_height), : -(-width * columns // padded_width)]
+
+
+def wrong_pixels(image: np.ndarray, truth: np.ndarray, found: np.ndarray, classes: Classes) -> Finding:
+    """Share of pixels that bear another label than they should, in percent. Numbers of no class are drawn as nothing.
+
+    Args:
+        image: uint8 [H, W, 3]
+        truth, found: labels, 255 for pixels to ignore. integers [H, W]
+        classes: what they mean
+    """
+    picture = np.where(found < len(classes), found, IGNORE)
+    return Finding(100 * float((truth != found).mean()), image, picture.astype(np.uint8), classes)
