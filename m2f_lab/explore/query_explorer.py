@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
-import torch
 from PIL import Image
 
 from m2f_lab.data import Classes
@@ -19,8 +18,8 @@ from m2f_lab.explore.explorer import Explorer, check_range, controls, menu, pict
 from m2f_lab.explore.offline import Control, save_page
 from m2f_lab.explore.query_trace import over_image, rank_queries, top_classes, trace_queries
 from m2f_lab.explore.query_views import class_labels, head_options, make_views, query_options
-from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
-from m2f_lab.inference.predict import device_of, evaluating
+from m2f_lab.inference.images import as_rgb
+from m2f_lab.inference.predict import look
 from m2f_lab.structures import Output
 
 if TYPE_CHECKING:
@@ -71,10 +70,9 @@ class QueryExplorer(Explorer):
         width: of the large picture, in CSS pixels.
         """
         self.image = as_rgb(image)
-        seen = resize_image(self.image, fitted_size(self.image.shape[:2], shortest_edge, longest_edge))
-        tensor = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(device_of(model))
-        with evaluating(model), torch.inference_mode():
-            self.trace: QueryTrace | None = trace_queries(model(tensor, return_intermediates=True))
+        self.trace: QueryTrace | None = trace_queries(
+            look(model, self.image, shortest_edge, longest_edge, return_intermediates=True)
+        )
         classes = getattr(model, "classes", None) if classes is None else classes
         self.labels = class_labels(classes, self.trace.num_classes)
         self.order = rank_queries(self.trace.class_probabilities[-1])

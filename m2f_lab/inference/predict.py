@@ -100,7 +100,7 @@ def predict(
     _check_options(task, options)
     tile, tile_overlap = _checked_tile(tile, tile_overlap)
     pixels = as_rgb(image)
-    size, device = (pixels.shape[0], pixels.shape[1]), device_of(model)
+    size = (pixels.shape[0], pixels.shape[1])
     classes = getattr(model, "classes", None) if classes is None else classes
 
     def run(images: Tensor) -> Output:
@@ -113,9 +113,7 @@ def predict(
         return output
 
     def seen_at(scale: float) -> Tensor:
-        """The image as the model sees it. [1, 3, h, w]"""
-        seen = resize_image(pixels, fitted_size(size, shortest_edge, longest_edge, scale))
-        return torch.from_numpy(np.array(seen)).to(device).permute(2, 0, 1)[None].contiguous()
+        return seen_by(model, pixels, shortest_edge, longest_edge, scale)
 
     with evaluating(model), torch.inference_mode():
         if task == "semantic":
@@ -143,6 +141,36 @@ def _view(
         scores = tiled(lambda part: postprocess.semantic_rows(run(part)), image, tile, overlap)
     scores = scores.resized(size)
     return scores.mirrored() if mirrored else scores
+
+
+def look(
+    model: Model,
+    image: np.ndarray,
+    shortest_edge: int | None = None,
+    longest_edge: int | None = None,
+    **options,
+) -> Output:
+    """What the model says of one image before anything is made of it, in evaluation mode and without gradients.
+
+    Args:
+        model, shortest_edge, longest_edge: as `predict` takes them
+        image: RGB uint8 [H, W, 3]
+        options: of the model, for example `return_intermediates=True`
+    """
+    with evaluating(model), torch.inference_mode():
+        return model(seen_by(model, image, shortest_edge, longest_edge), **options)
+
+
+def seen_by(
+    model: Model,
+    image: np.ndarray,
+    shortest_edge: int | None = None,
+    longest_edge: int | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """The image as the model sees it: at its size, on its device. uint8 [H, W, 3] → [1, 3, h, w]"""
+    seen = resize_image(image, fitted_size(image.shape[:2], shortest_edge, longest_edge, scale))
+    return torch.from_numpy(np.array(seen)).to(device_of(model)).permute(2, 0, 1)[None].contiguous()
 
 
 @contextmanager
