@@ -10,32 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m2f_lab import recipes
 from m2f_lab.data import Classes
 from m2f_lab.explore import EditHistory, ForceClass, Mute, PaintAttention, QueryExplorer, Replay, Unmask
 from m2f_lab.explore.edits import describe, with_edit
 from m2f_lab.explore.label_change import compare_label_maps
 from m2f_lab.inference import postprocess
-from m2f_lab.model import Mask2Former, build_model
+from m2f_lab.model import Mask2Former
 from m2f_lab.model.transformer_decoder import attention_blocked
 from m2f_lab.structures import MaskLogits, Output
-
-CLASSES = Classes(("road", "sky", "car", "tree"), ((128, 64, 128), (70, 130, 180), (0, 0, 142), (107, 142, 35)))
-IMAGE = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)  # padded to 64 × 96
-QUERIES, LAYERS = 8, 4
+from tests.toy_model import CLASSES, IMAGE, LAYERS, QUERIES, sure_model
 
 
 @pytest.fixture(scope="module")
 def model() -> Mask2Former:
-    """Surer than a fresh one, so that edits change label maps, with masks that are empty; left in training mode."""
-    torch.manual_seed(2)
-    config = replace(recipes.debug_tiny(num_classes=4).model, num_queries=QUERIES, num_decoder_layers=LAYERS)
-    model = build_model(config)
-    model.classes = CLASSES
-    with torch.no_grad():
-        model.transformer_decoder.class_head.weight *= 12
-        model.transformer_decoder.mask_head[-1].weight *= 100
-    return model
+    return sure_model()
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +47,6 @@ def assert_same(one: Output, other: Output, queries: list[int] | slice = slice(N
 
 def seen(output: Output, layer: int, name: str) -> Tensor:
     return output.intermediates[f"decoder.layer.{layer - 1}.{name}"][0]
-
-
-def hidden_cells(replay: Replay, layer: int, query: int, output: Output | None = None) -> np.ndarray:
-    """What a layer hid from a query."""
-    blocked = seen(output or replay.output, layer, "attention_blocked")[query]
-    return blocked.unflatten(0, replay.grid(layer)).numpy()
 
 
 def probabilities(output: Output, prediction: int = -1) -> Tensor:
@@ -244,7 +226,7 @@ def test_what_is_muted_stays_muted(replay: Replay) -> None:
 def test_painting_the_mask_that_was_there_changes_nothing(replay: Replay, layer: int) -> None:
     """For a row that the fallback opened, too: nothing is hidden there, and the painted row says so."""
     for query in range(QUERIES):
-        edit = PaintAttention(layer, query, hidden_cells(replay, layer, query))
+        edit = PaintAttention(layer, query, replay.hidden(layer, query))
         output = replay.run([edit], attention_weights=False)
         assert_same(output, replay.output)
         for other in range(1, LAYERS + 1):
@@ -310,7 +292,7 @@ def test_grids_cover_the_padding(replay: Replay) -> None:
     """50 × 90 pixels are padded to 64 × 96: padding has cells that the model looks at, and so may a person."""
     assert [replay.grid(layer) for layer in range(1, 5)] == [(2, 3), (4, 6), (8, 12), (2, 3)]
     assert replay.coverage == (96 / 90, 64 / 50)
-    hidden = hidden_cells(replay, 3, 4).copy()
+    hidden = replay.hidden(3, 4).copy()
     hidden[7:] = ~hidden[7:]  # rows of cells below the image: 8 pixels each, the image ends in the seventh
     assert not torch.equal(replay.run([PaintAttention(3, 4, hidden)]).class_logits[3], replay.output.class_logits[3])
 

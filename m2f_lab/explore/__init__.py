@@ -6,6 +6,7 @@ Everything here needs Jupyter or matplotlib, so nothing is imported before it is
 from importlib import import_module
 
 _HOME = {
+    "CounterfactualExplorer": "counterfactual_explorer",
     "EditHistory": "edits",
     "ForceClass": "edits",
     "LiveMonitor": "live_monitor",

@@ -171,6 +171,18 @@ class Replay:
                     steps = self._silence(steps, edit)
             return self._output(steps, weights)
 
+    def hidden(self, layer: int, query: int, output: Output | None = None) -> np.ndarray:
+        """What a layer hides from a query, to paint on. bool [h, w]
+
+        Args:
+            layer: from 1.
+            query: its number.
+            output: of `run`; by default that without edits.
+        """
+        check_edit(Unmask(layer, query), self.num_queries, self.classes.names, self._grids, self._strides)
+        blocked = (output or self.output).intermediates[f"decoder.layer.{layer - 1}.attention_blocked"]
+        return blocked[0, query].unflatten(0, self._grids[layer - 1]).cpu().numpy()
+
     def label_map(self, output: Output) -> np.ndarray:
         """The class of every pixel, at the size of the image. [H, W]"""
         with torch.inference_mode():

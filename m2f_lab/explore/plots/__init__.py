@@ -10,6 +10,7 @@ Q queries, K classes, T segments, S sampling points, H/W height/width.
 from matplotlib.figure import Figure
 
 from m2f_lab.explore.plots.charts import bars, confusion, curves, learning_curves, losses_per_prediction, matrices
+from m2f_lab.explore.plots.counterfactuals import label_change
 from m2f_lab.explore.plots.pairs import dumbbells
 from m2f_lab.explore.plots.pictures import (
     attention,
@@ -35,6 +36,7 @@ __all__ = [
     "dumbbells",
     "heat_over_image",
     "images",
+    "label_change",
     "learning_curves",
     "losses_per_prediction",
     "masks",
