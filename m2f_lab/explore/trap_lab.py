@@ -46,6 +46,9 @@ class TrapLab(Explorer):
         views: the pictures of those that have one, by the trap's name.
     """
 
+    # A lab that is refused its arguments is closed, too.
+    _picture: ipywidgets.Box | None = None
+
     def __init__(self, bench: Bench, traps: Sequence[Trap] = TRAPS, *, width: int = WIDTH) -> None:
         """Args:
         bench: a trained model and scenes.
@@ -154,8 +157,9 @@ class TrapLab(Explorer):
 
     def close(self) -> None:
         """Take the tool off the page and give its memory back."""
-        self.trap_menu.unobserve_all()
         self.bench, self.trials = None, {}
+        if self._picture is not None:
+            self._picture.children = ()
         super().close()
 
     def _check(self, name: str) -> None:
