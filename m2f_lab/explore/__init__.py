@@ -6,6 +6,9 @@ Everything here needs Jupyter or matplotlib, so nothing is imported before it is
 from importlib import import_module
 
 _HOME = {
+    "Biographies": "biographies",
+    "BiographyCollector": "biography_collection",
+    "BiographyGallery": "biography_gallery",
     "CounterfactualExplorer": "counterfactual_explorer",
     "EditHistory": "edits",
     "ForceClass": "edits",
@@ -19,6 +22,8 @@ _HOME = {
     "SamplingViewer": "sampling_viewer",
     "TrapLab": "trap_lab",
     "Unmask": "edits",
+    "biographies_of": "biography_collection",
+    "collect_biographies": "biography_collection",
     "compare": "comparison",
     "compare_label_maps": "label_change",
     "trace_queries": "query_trace",

@@ -126,15 +126,20 @@ def attention(
     return figure
 
 
-def heat_over_image(image: np.ndarray, maps: Mapping[str, np.ndarray], width: float = 3.0) -> Figure:
+def heat_over_image(
+    image: np.ndarray, maps: Mapping[str, np.ndarray], columns: int | None = None, width: float = 3.0
+) -> Figure:
     """Non-negative maps as heat over a darkened image; each is scaled to its own largest value.
 
     Args:
         image: uint8 [H, W, 3]
         maps: title → values of any size. [h, w]
+        columns: pictures per row; all in one row if not given.
         width: of one picture, in inches.
     """
-    figure, axes = picture_grid(len(maps), len(maps), width, width * image.shape[0] / image.shape[1])
+    height = width * image.shape[0] / image.shape[1]
+    lines = max(title.count("\n") for title in maps)
+    figure, axes = picture_grid(len(maps), columns or len(maps), width, height + 0.17 * lines)
     for ax, (title, values) in zip(axes, maps.items(), strict=True):
         _show(ax, image, title)
         _heat(ax, values, image.shape[:2])
