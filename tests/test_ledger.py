@@ -7,7 +7,10 @@ import pytest
 import torch
 from toy_output import toy_output
 
+from m2f_lab.data import Classes
+from m2f_lab.explore import PixelLedger
 from m2f_lab.explore.ledger import ledger_at
+from m2f_lab.explore.pixel_ledger import note_of, read_maps
 from m2f_lab.inference import postprocess
 
 
@@ -62,3 +65,80 @@ def test_no_gradient_is_recorded() -> None:
     ledger = ledger_at(output, 1, 1)
     assert ledger.shares.dtype == np.float64
     assert torch.is_grad_enabled()
+
+
+# ----------------------------------------------------------------------------------------------------------- the widget
+
+CLASSES = Classes(("road", "sky", "tree", "car"), ((9, 9, 9), (0, 0, 200), (0, 200, 0), (200, 0, 0)), frozenset({3}))
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
+def some_ledger(**options) -> PixelLedger:
+    return PixelLedger.from_output(toy_output(num_queries=12), IMAGE, classes=CLASSES, **options)
+
+
+def test_the_maps_are_those_of_the_semantic_result() -> None:
+    output = toy_output()
+    size = (200, 150)
+    expected = postprocess.semantic(output, size=size, return_scores=True)
+    labels, scores = read_maps(postprocess.semantic_rows(output, size=size))
+    assert np.array_equal(labels, expected.label_map)
+    assert scores.shape == (4, 128, 128)
+    assert np.array_equal(scores[:, 0, 0], expected.scores[:, 0, 0])  # cells of 1.6 × 1.2 pixels
+    assert np.array_equal(scores[:, 64, 127], expected.scores[:, 100, 149])
+
+
+def test_a_click_on_either_picture_is_answered() -> None:
+    for name in ("map", "score"):
+        tool = some_ledger()
+        tool.views[name].set_state({"clicked": [30, 40]})
+        note = tool.views["score"].notes[0][0]
+        label = tool.label_map[40, 30]
+        assert note["text"] == f"Pixel (30, 40): {CLASSES.names[label]}"
+        assert tool.class_menu.value == label
+        assert tool.views["map"].clicked == tool.views["score"].clicked == [30, 40]
+        tool.views[name].set_state({"clicked": [31, 40]})
+        assert tool.ledger.x == 31
+
+
+def test_the_printed_rows_add_up_to_the_printed_sum() -> None:
+    ledger = ledger_at(toy_output(num_queries=30), 7, 8)
+    for count in (3, None):
+        table = note_of(ledger, [(name, "") for name in CLASSES.names], count).table
+        numbers = np.array([row[2:] for row in table.rows], float)
+        np.testing.assert_allclose(numbers[:-1].sum(axis=0), numbers[-1], atol=0.00005 * len(numbers))
+        np.testing.assert_allclose(numbers[-1], sorted(ledger.scores, reverse=True), atol=0.00006)
+        assert table.marked == (len(numbers) - 1,)
+    short = note_of(ledger, [(name, "") for name in CLASSES.names], 3).table
+    assert [row[0] for row in short.rows[-2:]] == ["27 others together", "sum: the score on the map"]
+
+
+def test_a_page_knows_a_grid_of_ledgers_and_leaves_the_tool_as_it_was(tmp_path) -> None:
+    tool = some_ledger()
+    tool.choose(10, 11)
+    before = tool.views["score"].notes
+    tool.save_html(tmp_path / "ledger.html")
+    page = (tmp_path / "ledger.html").read_text()
+    assert page.count("sum: the score on the map") == 400
+    assert "Pixel (2, 1): " in page  # the middle of the first of 20 × 20 places on 96 × 64 pixels
+    assert tool.views["score"].notes == before
+    assert tool.views["score"].places == [1, 1]
+
+
+def test_figure_name_and_end() -> None:
+    tool = some_ledger()
+    assert repr(tool) == "PixelLedger(12 queries, 96 × 64 pixels)"
+    assert "pixel (48, 32)" in tool.figure().axes[0].get_title()
+    tool.choose(5, 6)
+    assert "pixel (5, 6)" in tool.figure().axes[0].get_title()
+    assert "image/png" in tool._repr_mimebundle_()
+    tool.close()
+    assert tool.views == {}
+
+
+def test_classes_that_are_not_known_get_names_and_colours() -> None:
+    tool = PixelLedger.from_output(toy_output(), IMAGE)
+    tool.choose(0, 0)
+    assert "class " in tool.views["score"].notes[0][0]["text"]
+    with pytest.raises(ValueError, match="predicts 6 classes, but there are 4 class names"):
+        PixelLedger.from_output(toy_output(num_classes=6), IMAGE, classes=CLASSES)

@@ -184,6 +184,25 @@ def test_a_click_chooses_the_winner() -> None:
         assert np.array_equal(explorer.order[pick], explorer.trace.winners)
 
 
+def test_the_grid_shows_every_query_in_three_orders() -> None:
+    explorer = some_explorer()
+    trace, order, grid = explorer.trace, explorer.order, explorer.views["grid"]
+    assert list(grid.orders) == ["score", "class", "area"]
+    assert all(sorted(places) == [0, 1, 2, 3, 4] for places in grid.orders.values())
+    assert grid.orders["score"] == [0, 1, 2, 3, 4]  # the explorer's own order
+    classes = trace.class_probabilities[-1][order[grid.orders["class"]]].argmax(axis=1)
+    assert (np.diff(classes) >= 0).all()
+    areas = (trace.masks[-1][order[grid.orders["area"]]] > 0.5).mean(axis=(1, 2))
+    assert (np.diff(areas) <= 0).all()
+    label = trace.class_probabilities[2, order[1]].argmax()
+    assert grid.labels[2][1] == (
+        f"{order[1]} {explorer.labels[label][0]} {trace.class_probabilities[2, order[1], label]:.0%}"
+    )
+    grid.stack, grid.index = 2, 1
+    expected = F.adaptive_avg_pool2d(torch.from_numpy(trace.masks[2, order[1]])[None], grid.mask.shape)[0]
+    assert np.abs(grid.mask / 255 - expected.numpy()).max() <= 0.5 / 255 + 1e-6
+
+
 def test_controls_speak_of_queries_layers_and_heads() -> None:
     explorer = some_explorer()
     assert (explorer.layer, explorer.query, explorer.head) == (4, explorer.order[0], None)

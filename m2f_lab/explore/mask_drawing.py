@@ -47,7 +47,7 @@ def to_uint8(masks: np.ndarray, relative: bool = False) -> tuple[np.ndarray, np.
 
     Args:
         masks: boolean, uint8, or floats in 0…1. [..., h, w]
-        relative: stretch each mask to its own maximum, for weights that are small everywhere.
+        relative: stretch each mask to its own maximum, for weights that are small everywhere, or may exceed 1.
 
     Returns:
         uint8 [..., h, w], and the value that 255 stands for, float32 [...].
@@ -55,7 +55,7 @@ def to_uint8(masks: np.ndarray, relative: bool = False) -> tuple[np.ndarray, np.
     if masks.dtype == np.uint8 and not relative:
         return masks, np.ones(masks.shape[:-2], np.float32)
     values = masks.astype(np.float32)
-    if values.size and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+    if values.size and not (np.isfinite(values).all() and values.min() >= 0 and (relative or values.max() <= 1)):
         raise ValueError(
             f"Masks must be boolean, uint8 or floats in 0…1, got {masks.dtype} {masks.shape} from {values.min():.3g} "
             f"to {values.max():.3g}; apply a sigmoid to logits first."

@@ -68,6 +68,7 @@ class MaskView(anywidget.AnyWidget):
         brush: 1 paints and -1 erases where the pointer is pressed, 0 does neither; see `on_stroke`.
         brush_radius: in cells of the mask.
         clicked: (x, y) of the last click, in pixels of the image.
+        pinned: mark the place of the last click.
     """
 
     _esm = browser_module("drawing", "panels", "marks", "controls", "mask_view")
@@ -109,6 +110,7 @@ class MaskView(anywidget.AnyWidget):
     brush_radius = traitlets.Float(1.0, min=0).tag(sync=True)
     stroke = traitlets.List(traitlets.Int()).tag(sync=True)  # its number, stack, index, channel, value, cells
     clicked = traitlets.List(traitlets.Int()).tag(sync=True)
+    pinned = traitlets.Bool(False).tag(sync=True)
 
     def __init__(
         self,
@@ -195,6 +197,7 @@ class MaskView(anywidget.AnyWidget):
                 f"A grid of {places[0]} × {places[1]} places wants as many lists of notes, got {len(notes)}."
             )
         with self.hold_sync():
+            self.pinned = True
             self.places = list(places)
             self.notes = [[note.as_json() for note in row] for row in notes]
 
@@ -216,6 +219,7 @@ class MaskView(anywidget.AnyWidget):
                 f"{marks.shape} for {len(groups)} groups."
             )
         with self.hold_sync():
+            self.pinned = True
             self.marks_shape = list(marks.shape[:-1])
             self.mark_groups = [list(group) for group in groups]
             self.marks = np.ascontiguousarray(marks, "<f4").tobytes()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from m2f_lab.data import Classes
+from m2f_lab.data.colors import distinct_colors
 from m2f_lab.explore.captions import Caption
 from m2f_lab.explore.mask_grid import MaskGrid
 from m2f_lab.explore.mask_view import MaskView
@@ -40,25 +41,30 @@ Labels = list[tuple[str, str]]
 """Name and CSS colour of each class; "no object" last. K + 1"""
 
 
-def class_labels(classes: Classes | None, num_classes: int) -> Labels:
+def known_classes(classes: Classes | None, num_classes: int) -> Classes:
     """Names and colours of the classes, made up where they are not known.
 
     Raises:
         ValueError: there are names, but of another number of classes.
     """
     if classes is None:
-        known = [(f"class {k}", "#4c78a8") for k in range(num_classes)]
-    elif len(classes) != num_classes:
+        names = tuple(f"class {k}" for k in range(num_classes))
+        return Classes(names, distinct_colors(num_classes), frozenset())
+    if len(classes) != num_classes:
         raise ValueError(
             f"The model predicts {num_classes} classes, but there are {len(classes)} class names; pass the classes it "
             "was trained with."
         )
-    else:
-        known = [
-            (name, f"rgb({', '.join(map(str, color))})")
-            for name, color in zip(classes.names, classes.colors, strict=True)
-        ]
-    return [*known, ("no object", "#9aa0a6")]
+    return classes
+
+
+def class_labels(classes: Classes | None, num_classes: int) -> Labels:
+    """Names and CSS colours of `known_classes`, and of "no object"."""
+    known = known_classes(classes, num_classes)
+    labels = [
+        (name, f"rgb({', '.join(map(str, color))})") for name, color in zip(known.names, known.colors, strict=True)
+    ]
+    return [*labels, ("no object", "#9aa0a6")]
 
 
 def query_options(probabilities: np.ndarray, order: np.ndarray, labels: Labels) -> list[tuple[str, int]]:

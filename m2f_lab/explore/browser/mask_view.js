@@ -79,10 +79,10 @@ function render({ model, el }) {
     schedule();
   }
 
-  /** Where the last click was, if the picture tells something of that place. */
+  /** Where the last click was. */
   function showPin() {
     const clicked = model.get("clicked"), [width, height] = model.get("image_size");
-    pin.hidden = !clicked.length || !(model.get("notes").length || model.get("marks").byteLength);
+    pin.hidden = !clicked.length || !model.get("pinned");
     if (pin.hidden) return;
     pin.style.left = `${(100 * (clicked[0] + 0.5)) / width}%`;
     pin.style.top = `${(100 * (clicked[1] + 0.5)) / height}%`;
@@ -153,7 +153,7 @@ function render({ model, el }) {
   resize.observe(stage);
 
   const redrawn = ["stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
-    "scales", "coverage", "table", "captions", "readout", "words", "names", "unit", "notes", "places", "marks", "clicked"];
+    "scales", "coverage", "table", "captions", "readout", "words", "names", "unit", "notes", "places", "marks", "pinned", "clicked"];
   const relabelled = ["title", "help", "width", "image_size"];
   const changed = () => { labels(); schedule(); };
   for (const name of redrawn) model.on(`change:${name}`, schedule);

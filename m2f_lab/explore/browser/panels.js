@@ -28,7 +28,7 @@ function drawLegend(model, mask, nodes) {
   if (named) return drawNames(model, mask, nodes.names);
   const words = model.get("words"), asPercent = model.get("readout").includes("{percent}");
   nodes.low.textContent = words.length ? words[0] : "0";
-  nodes.high.textContent = words.length ? words[1] : asPercent ? percent(mask.scale) : mask.scale.toFixed(0);
+  nodes.high.textContent = words.length ? words[1] : asPercent ? percent(mask.scale) : String(Number(mask.scale.toPrecision(2)));
   nodes.label.textContent = model.get("unit");
   const { rgb, alpha } = colors(model);
   const stops = Array.from({ length: 17 }, (_, i) => {

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from m2f_lab.explore.plots.charts import bars, confusion, curves, learning_curves, losses_per_prediction, matrices
 from m2f_lab.explore.plots.counterfactuals import label_change
+from m2f_lab.explore.plots.ledger import pixel_ledger
+from m2f_lab.explore.plots.matching import matching
 from m2f_lab.explore.plots.pairs import dumbbells
 from m2f_lab.explore.plots.pictures import (
     attention,
@@ -40,7 +42,9 @@ __all__ = [
     "learning_curves",
     "losses_per_prediction",
     "masks",
+    "matching",
     "matrices",
+    "pixel_ledger",
     "sampling_panels",
     "sampling_points",
     "segmentation",
