@@ -255,6 +255,9 @@ FIGURES = {
     "curves": lambda: plots.curves({"a": ([0, 1], [0, 1])}, "x", "y"),
     "learning_curves": lambda: plots.learning_curves([{"iteration": 0, "loss": 1.0}], [{"iteration": 0, "mIoU": 1.0}]),
     "losses_per_prediction": lambda: plots.losses_per_prediction({"0.class": 1.0, "0.mask": 1.0, "0.dice": 1.0}),
+    "matching": lambda: plots.matching(
+        {"class": RNG.random((2, 5, 2))}, np.array([[1, 2]] * 2), np.array([[3, -1]] * 2), np.ones((2, 2)), "ab", 1
+    ),
     "training_progress": lambda: plots.training_progress(
         [{"iteration": 1, "loss": 1.0, "0.class": 1.0}], (), "t", [IMAGE], {1: [PREDICTION]}, CLASSES
     ),
