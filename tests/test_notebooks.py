@@ -50,9 +50,21 @@ def notebook(request: pytest.FixtureRequest) -> Notebook:
     return Notebook(request.param)
 
 
-def test_notebooks_are_numbered_without_a_gap() -> None:
+def test_notebooks_are_numbered() -> None:
+    """In the order of reading. A number may be left out for a notebook to come; none is given twice."""
     assert PATHS, f"no notebooks in {FOLDER}"
-    assert [path.name[:3] for path in PATHS] == [f"{n:02}_" for n in range(len(PATHS))]
+    numbers = [re.match(r"(\d\d)_[a-z]", path.name) for path in PATHS]
+    assert all(numbers), [path.name for path in PATHS]
+    numbers = [int(number[1]) for number in numbers]
+    assert numbers[0] == 0
+    assert numbers == sorted(set(numbers))
+
+
+def test_the_readme_lists_them_in_order() -> None:
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\d\d) [^\]]+\]\(notebooks/([^)]+)\) \| [^|]+\? \|$", readme, re.M)
+    assert [name for _, name in rows] == [path.name for path in PATHS]
+    assert all(name.startswith(number) for number, name in rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------- run

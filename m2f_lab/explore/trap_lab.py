@@ -199,10 +199,10 @@ def figure(trial: Trial) -> Figure:
         values = [None if np.isnan(finding.value) else finding.value for finding in (trial.right, trial.broken)]
         return plots.bars(list(titles.values()), values, " ".join(trial.trap.unit.format("").split()), trial.trap.name)
     if found.classes is None:
-        large = resize_image(found.image, tuple(4 * edge for edge in found.image.shape[:2]))
+        large = resize_image(found.image, tuple(3 * edge for edge in found.image.shape[:2]))
         heat = {name: to_uint8(trial.pictures[name])[0] for name in titles}
         drawn = {title: composite(large, heat[name], TABLES["heat"], smooth=False) for name, title in titles.items()}
-        return plots.images(drawn, width=4.6)
+        return plots.images(drawn, width=3.6)
     maps = {title: trial.pictures[name] for name, title in titles.items()} | {
         "where they differ": trial.pictures["difference"]
     }

@@ -27,21 +27,19 @@ def dumbbells(
         title: says what to see.
         limit: right end of the axis.
     """
-    figure, ax = chart(7.2, 1.2 + 0.3 * len(names), title)
+    figure, ax = chart(7.2, 1.0 + 0.36 * len(names), title)
     for row, (first, second) in enumerate(pairs):
         ax.plot([first, second], [row, row], color="0.75", linewidth=3, zorder=1, solid_capstyle="round")
     for end, color, marker, name in zip(zip(*pairs, strict=True), (PALETTE[0], PALETTE[1]), "os", ends, strict=True):
         ax.scatter(end, range(len(names)), s=48, color=color, marker=marker, label=name, zorder=2)
     reach = limit or max(max(pair) for pair in pairs) or 1.0
-    for row, (first, second) in enumerate(pairs):
-        right_of = second >= first
-        ax.text(
-            second + (0.02 if right_of else -0.02) * reach, row, f"{second:.3g}", va="center", fontsize=SMALL,
-            ha="left" if right_of else "right",
-        )  # fmt: skip
+    for row, (_, second) in enumerate(pairs):
+        ax.annotate(
+            f"{second:.3g}", (second, row), (0, 6), textcoords="offset points", ha="center", fontsize=SMALL, zorder=3
+        )
     ax.set_yticks(range(len(names)), names, fontsize=SMALL)
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_xlim(-0.08 * reach, 1.08 * reach)
+    ax.set_ylim(len(names) - 0.5, -0.7)
+    ax.set_xlim(-0.02 * reach, 1.02 * reach)
     ax.set_xlabel(x)
     figure.legend(loc="outside upper right", ncols=2, fontsize=SMALL, frameon=False)
     return figure
