@@ -43,7 +43,7 @@ def test_the_table_says_what_was_counted() -> None:
         "0",
         "2",
         "37 % (37–50 %)",
-        "dead, duplicate of 0 (overlap 88%)",
+        "dead, duplicate of 0 (overlap 88 %)",
     )
     assert table.rows[4] == ("4", "–", "–", "0 %", "0", "0", "–", "dead")
     lines = repr(table).splitlines()
@@ -106,8 +106,9 @@ def test_captions_tell_the_life_of_a_query() -> None:
     captions = BiographyGallery(by_hand()).views["heat"].captions[0]
     assert captions[2]["text"].startswith("Query 2 wins 42 % of all pixels, in 2 of 2 images. Active in 2, size ")
     assert captions[2]["bars"] == (("car", 0.8, "rgb(0, 0, 142)"), ("sky", 0.2, "rgb(70, 130, 180)"))
-    assert captions[1]["warning"] == "Dead, duplicate of 0 (overlap 88%)"
+    assert captions[1]["warning"] == "Dead, duplicate of 0 (overlap 88 %)"
     assert "bars" not in captions[4]
+    assert captions[4]["text"].endswith("Never active.")
 
 
 def test_the_gallery_is_driven() -> None:

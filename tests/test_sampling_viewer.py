@@ -16,7 +16,7 @@ from PIL import Image
 from m2f_lab import recipes
 from m2f_lab.explore import MaskView, SamplingViewer, plots
 from m2f_lab.explore.sampling import STRIDES, SamplingTrace, trace_sampling
-from m2f_lab.explore.sampling_views import LEVELS
+from m2f_lab.explore.sampling_views import GROUPS, LEVELS
 from m2f_lab.model import Mask2Former, build_model
 from m2f_lab.structures import Output
 from tests.toy_output import toy_output
@@ -208,19 +208,20 @@ def assert_shows(viewer: SamplingViewer, place: tuple[float, float], stride: int
     for name, view in viewer.views.items():
         sampled = viewer.traces[name].at(place, stride)
         shown = dots(view)
-        assert shown.shape == (1, 1, 3, HEADS, 3 * POINTS, 3)
+        assert shown.shape == (1, 1, 3, HEADS, 4 * POINTS, 3)
+        assert (shown[..., 3 * POINTS :, :2] == sampled.location).all()
         for layer in range(3):
             for head in range(HEADS):
                 expected = sampled.points[layer, head].reshape(-1, 2)  # level by level, as the groups are
-                assert np.array_equal(shown[0, 0, layer, head, :, :2], expected)
-                assert np.array_equal(shown[0, 0, layer, head, :, 2], sampled.weights[layer, head].ravel())
+                assert np.array_equal(shown[0, 0, layer, head, : 3 * POINTS, :2], expected)
+                assert np.array_equal(shown[0, 0, layer, head, : 3 * POINTS, 2], sampled.weights[layer, head].ravel())
 
 
 def test_the_middle_is_shown_at_first() -> None:
     viewer = some_viewer()
     assert (viewer.pixel, viewer.layer, viewer.stride, viewer.head) == ((35, 25), 2, 8, None)
     assert_shows(viewer, (35.5 / 70, 25.5 / 50), 8)
-    assert viewer.views["after"].mark_groups == [list(level) for level in LEVELS]
+    assert viewer.views["after"].mark_groups == [list(group) for group in GROUPS]
     assert [color for _, color in LEVELS] == list(plots.PALETTE[:3])
     assert [name for name, _ in LEVELS] == [f"stride {stride}" for stride in STRIDES]
 
@@ -255,7 +256,7 @@ def test_notes_tell_the_numbers_of_the_place() -> None:
         assert [bar[1] for bar in note["bars"]] == pytest.approx(sampled.level_shares[layer].mean(0), abs=1e-4)
         assert sum(bar[1] for bar in note["bars"]) == pytest.approx(1, abs=1e-3)
         assert f"reads {sampled.distances[layer].mean():.0f} pixels away" in note["text"]
-        assert f"{sampled.outside[layer].mean():.0%} of its points" in note["text"]
+        assert f"{100 * sampled.outside[layer].mean():.0f} % of its points" in note["text"]
         rows = note["table"]["rows"]
         assert [row[0] for row in rows] == ["1", "2"]
         assert [row[1] for row in rows] == [f"{distance:.0f}" for distance in sampled.distances[layer]]
@@ -357,7 +358,9 @@ def test_a_saved_page_knows_a_grid_of_places(tmp_path, monkeypatch: pytest.Monke
         for row in range(3):
             for column in range(4):
                 sampled = trace.at(((column + 0.5) / 4, (row + 0.5) / 3), 16)
-                assert np.array_equal(shown[row, column, ..., :2].reshape(sampled.points.shape), sampled.points)
+                assert np.array_equal(
+                    shown[row, column, ..., : 3 * POINTS, :2].reshape(sampled.points.shape), sampled.points
+                )
                 note = view.notes[row * 4 + column][0]["text"]
                 assert f"row {sampled.cell[0]}, column {sampled.cell[1]} of stride 16" in note
     assert_shows(viewer, (35.5 / 70, 25.5 / 50), 16)  # what the notebook shows is as it was

@@ -165,12 +165,13 @@ def biography_captions(biographies: Biographies, threshold: float = DUPLICATE, n
     captions = []
     for query, won in enumerate(biographies.won_pixels):
         shares = won / max(won.sum(), 1e-9)
+        active = biographies.active_images[query]
         most = np.argsort(-shares, kind="stable")[:num_classes]
         captions.append(
             Caption(
                 text=f"Query {query} wins {percent(biographies.wins[query])} of all pixels, in "
-                f"{biographies.won_images[query]} of {biographies.num_images} images. Active in "
-                f"{biographies.active_images[query]}, size {describe_sizes(sizes[query])}.",
+                f"{biographies.won_images[query]} of {biographies.num_images} images. "
+                + (f"Active in {active}, size {describe_sizes(sizes[query])}." if active else "Never active."),
                 warning=notes[query].capitalize(),
                 bars=tuple((labels[k][0], round(float(shares[k]), 4), labels[k][1]) for k in most if shares[k] > 0),
             )

@@ -87,9 +87,9 @@ def query_notes(biographies: Biographies, threshold: float = DUPLICATE) -> list[
     partners = biographies.duplicate_of(threshold)
     notes = []
     for query, (dead, partner) in enumerate(zip(biographies.dead, partners.tolist(), strict=True)):
-        overlap = biographies.overlap[query, partner]
+        overlap = percent(biographies.overlap[query, partner])
         words = ["dead"] if dead else []
-        words += [f"duplicate of {partner} (overlap {overlap:.0%})"] if partner >= 0 else []
+        words += [f"duplicate of {partner} (overlap {overlap})"] if partner >= 0 else []
         notes.append(", ".join(words))
     return notes
 

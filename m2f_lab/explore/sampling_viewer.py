@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 HELP = {
     "picture": "The pixel decoder lets every position look at a few points of each of its three levels. Click a place "
-    "to see the points of the position there: larger dots weigh more, their colour is the level they are read from.",
+    "to see the points of the position there: larger dots weigh more, their colour is the level they are read from. "
+    "Below the dots lies, as heat, how far away every position reads: its reach.",
     "layer": "The pixel decoder's encoder layers, one after the other, counted from zero as in the code.",
     "level": "Which of the three levels' positions is shown: one of stride 32 stands for 32 × 32 pixels of the image "
     "as the model sees it.",
@@ -208,7 +209,7 @@ class SamplingViewer(Explorer):
                 relative=True, smooth=False, width=self.width, group=f"sampling-{id(self)}", opacity=0.0,
                 coverage=tuple(p / i for p, i in zip(trace.padded_size[::-1], trace.image_size[::-1], strict=True)),
                 clicked=list(self._pixel), title=name or "Where the pixel decoder reads", help=HELP["picture"],
-                readout="reads {percent} of the diagonal away", unit="of the diagonal: how far a position reads",
+                readout="reads {percent} of the diagonal away", unit="reach, of the diagonal",
                 stack=trace.num_layers - 1, index=len(strides) - 1,
             )
             for name, trace in self.traces.items()

@@ -16,6 +16,10 @@ from m2f_lab.explore.sampling import SamplingPoints, SamplingTrace
 LEVELS = (("stride 32", "#0072B2"), ("stride 16", "#D55E00"), ("stride 8", "#009E73"))
 """Name and colour of the dots of each level; the first colours of `plots.PALETTE`, which is slow to import."""
 
+GROUPS = (*LEVELS, ("the position that asks", "#000000"))
+ASKS = 0.02
+"""The size of the dot of the position that asks: it is up to half a cell away from the place that was clicked."""
+
 HEADER = (
     ("head", "Attention heads look independently of each other."),
     ("distance", "The mean distance of the head's points from the position, by weight, in pixels of the image."),
@@ -42,7 +46,7 @@ def reach_maps(trace: SamplingTrace, layer: int, strides: Sequence[int]) -> np.n
 
 def answer_place(view: MaskView, sampled: SamplingPoints) -> None:
     """Give a picture the points of the one place that was clicked."""
-    view.set_marks(_marks(sampled)[None, None], LEVELS)
+    view.set_marks(_marks(sampled)[None, None], GROUPS)
     view.set_notes([_notes(sampled)])
 
 
@@ -53,14 +57,20 @@ def answer_everywhere(view: MaskView, trace: SamplingTrace, stride: int, places:
         [trace.at(((column + 0.5) / columns, (row + 0.5) / rows), stride) for column in range(columns)]
         for row in range(rows)
     ]
-    view.set_marks(np.stack([np.stack([_marks(each) for each in row]) for row in sampled]), LEVELS)
+    view.set_marks(np.stack([np.stack([_marks(each) for each in row]) for row in sampled]), GROUPS)
     view.set_notes([_notes(each) for row in sampled for each in row], places)
 
 
 def _marks(sampled: SamplingPoints) -> np.ndarray:
-    """(x, y, weight) of all points, level by level. [N, heads, L * P, 3]"""
+    """(x, y, weight) of all points, level by level, and of the position itself, as often. [N, heads, (L + 1) * P, 3]"""
     marks = np.concatenate([sampled.points, sampled.weights[..., None]], axis=-1)
+    asks = np.broadcast_to([*sampled.location, ASKS], marks[:, :, :1].shape)
+    marks = np.concatenate([marks, asks], axis=2)
     return marks.reshape(*marks.shape[:2], -1, 3)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _notes(sampled: SamplingPoints) -> list[Caption]:
@@ -72,15 +82,10 @@ def _notes(sampled: SamplingPoints) -> list[Caption]:
     ):
         text = (
             f"Layer {layer}: row {row}, column {column} of stride {sampled.stride} reads {distances.mean():.0f} pixels "
-            f"away on average; {outside.mean():.0%} of its points lie outside the image."
+            f"away on average; {_percent(outside.mean())} of its points lie outside the image."
         )
         rows = tuple(
-            (
-                str(head + 1),
-                f"{distances[head]:.0f}",
-                *(f"{share:.0%}" for share in shares[head]),
-                f"{outside[head]:.0%}",
-            )
+            (str(head + 1), f"{distances[head]:.0f}", *map(_percent, (*shares[head], outside[head])))
             for head in range(len(distances))
         )
         bars = tuple(

@@ -77,5 +77,5 @@ def _dots(ax: Axes, sampled: Sampled, size: tuple[int, int], scale: float) -> No
     ax.set_ylim(height, 0)
     ax.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, fontsize=SMALL, frameon=False,
-        markerscale=0.6, handletextpad=0.2, columnspacing=1.2,
+        markerscale=0.6, handlelength=1, handletextpad=0.2, columnspacing=0.8,
     )  # fmt: skip
