@@ -12,7 +12,7 @@ from PIL import Image
 
 from m2f_lab.data import Classes, distinct_colors
 from m2f_lab.explore import CounterfactualExplorer, ForceClass, Mute, PaintAttention, Replay, Unmask, plots
-from m2f_lab.explore.counterfactual_views import LONGEST_EDGE, change_caption, named_maps
+from m2f_lab.explore.counterfactual_views import LONGEST_EDGE, change_caption, edits_as_text, named_maps
 from m2f_lab.explore.label_change import compare_label_maps
 from m2f_lab.explore.query_trace import trace_queries
 from m2f_lab.explore.query_views import OPENED
@@ -73,6 +73,8 @@ def test_a_click_on_mute_is_the_function(model: Mask2Former, tool: Counterfactua
     assert np.array_equal(shown_map(tool, "result", 1), after)
     assert np.array_equal(tool.change.after, after)
     assert shown_hidden(tool, 2, 6).all()
+    assert caption(tool, 2, 6)["text"] == "Layer 2, query 6: muted, it sees nothing"
+    assert "cells hidden" in caption(tool, 1, 6)["text"]
     assert tool.controls.edits.value == "<ol><li>query 6: muted from layer 2 on</li></ol>"
     assert tool.controls.status.value == f"computed in {1000 * tool.seconds:.0f} ms"
 
@@ -284,6 +286,12 @@ def test_the_table_says_what_each_class_gained_or_lost() -> None:
     assert [row[3] for row in same.table.rows] == ["0.0", "0.0"]
 
 
+def test_many_edits_are_told_in_one_line() -> None:
+    edits = [Mute(0), Mute(1), Mute(2), Mute(3), Mute(4)]
+    assert edits_as_text(edits, CLASSES.names).endswith("; query 2: muted from layer 1 on; and 2 more")
+    assert edits_as_text([], CLASSES.names) == "nothing changed"
+
+
 def test_the_truth_tells_whether_it_is_for_the_better(model: Mask2Former) -> None:
     truth = model.predict(IMAGE).label_map
     tool = CounterfactualExplorer(model, IMAGE, truth=truth)
@@ -304,6 +312,7 @@ def test_the_figure_holds_what_was_computed(tool: CounterfactualExplorer, monkey
     tool.apply(Mute(6))
     figure = tool.figure()
     assert np.array_equal(drawn["args"][2], tool.change.after)
+    assert drawn["args"][4] == "query 6: muted from layer 1 on"
     names = [label.get_text() for label in figure.axes[3].get_yticklabels()]
     gained = [bar.get_width() for bar in figure.axes[3].patches]
     for name, share in zip(names, gained, strict=True):
@@ -322,7 +331,7 @@ def test_the_page_switches_between_before_now_and_difference(tool: Counterfactua
     tool.apply(Mute(6))
     tool.save_html(tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Changed: query 6: muted from layer 1 on." in text
+    assert "Now: query 6: muted from layer 1 on." in text
     assert '"label": "result"' in text
     for state in ("before", "now", "difference"):
         assert f'["{state}", ' in text

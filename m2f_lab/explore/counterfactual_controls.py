@@ -54,17 +54,17 @@ class Controls:
         self.query = slider("query-slider", "query", 0, len(queries) - 1, HELP["query"], readout=False)
         self.query_menu = menu("query-menu", "", queries, HELP["query"])
         self.opacity = share_slider("opacity-slider", "opacity", 0.7, HELP["opacity"])
-        self.mute = button("mute", "mute from this layer on", HELP["mute"])
-        self.leave_out = button("leave-out", "leave out of the result", HELP["leave out"])
+        self.mute = _button("mute", "mute from this layer on", HELP["mute"])
+        self.leave_out = _button("leave-out", "leave out of the result", HELP["leave out"])
         classes = [(name, number) for number, name in enumerate([*class_names, NO_OBJECT])]
         self.class_menu = menu("class-menu", "class", classes, HELP["class"])
-        self.force_class = button("force-class", "force this class", HELP["class"])
+        self.force_class = _button("force-class", "force this class", HELP["class"])
         self.brush = _choice("brush", "pointer", BRUSHES, 0, HELP["brush"])
         self.radius = ipywidgets.FloatSlider(
-            1.0, min=0.5, max=8, step=0.5, description="radius", tooltip=HELP["radius"]
+            1.0, min=0.5, max=8, step=0.5, description="radius", readout_format=".1f", tooltip=HELP["radius"]
         ).add_class("m2f-radius-slider")
-        self.unmask = button("unmask", "masking off for the query", HELP["unmask"])
-        self.unmask_all = button("unmask-all", "masking off for all", HELP["unmask all"])
+        self.unmask = _button("unmask", "masking off for the query", HELP["unmask"])
+        self.unmask_all = _button("unmask-all", "masking off for all", HELP["unmask all"])
         self.undo = button("undo", "undo", HELP["undo"], icon="undo")
         self.redo = button("redo", "redo", HELP["redo"], icon="repeat")
         self.reset = button("reset", "reset", HELP["reset"])
@@ -81,9 +81,15 @@ class Controls:
         ]
 
 
+def _button(name: str, label: str, tooltip: str) -> ipywidgets.Button:
+    """As wide as what it says."""
+    return button(name, label, tooltip, layout={"width": "max-content"})
+
+
 def _choice(name: str, label: str, options: Sequence, index: int, tooltip: str) -> ipywidgets.ToggleButtons:
     """A few options side by side."""
     made = ipywidgets.ToggleButtons(
-        options=options, index=index, description=label, tooltip=tooltip, style={"button_width": "64px"}
-    )
+        options=options, index=index, description=label, tooltip=tooltip, style={"button_width": "72px"},
+        layout={"width": "max-content", "flex_flow": "row nowrap"},
+    )  # fmt: skip
     return made.add_class(f"m2f-{name}")

@@ -24,6 +24,7 @@ from m2f_lab.explore.counterfactual_views import (
     STATES,
     change_caption,
     edits_as_html,
+    edits_as_text,
     hidden_captions,
     hidden_stacks,
     named_maps,
@@ -35,7 +36,6 @@ from m2f_lab.explore.edits import (
     Mute,
     PaintAttention,
     Unmask,
-    describe,
     with_edit,
 )
 from m2f_lab.explore.explorer import Explorer, check_range, pictures
@@ -80,7 +80,7 @@ class CounterfactualExplorer(Explorer):
         classes: Classes | None = None,
         shortest_edge: int | None = None,
         longest_edge: int | None = None,
-        width: int = 400,
+        width: int = 340,
     ) -> None:
         """Args:
         model: a Mask2Former. It must not be trained on while the explorer is in use.
@@ -100,9 +100,13 @@ class CounterfactualExplorer(Explorer):
         labels = class_labels(replay.classes, replay.num_classes)
         options = query_options(self._probabilities(replay.output), self.order, labels)
         self.controls = shown = Controls(replay.num_layers, options, replay.classes.names)
+        shown.edits.layout.max_width = f"{width}px"
         height, breadth = replay.image.shape[:2]
         super().__init__(
-            [*shown.rows(), pictures(*views.values()), shown.edits],
+            [
+                *shown.rows(),
+                pictures([views["hidden"], shown.edits], views["result"], views["difference"]),
+            ],
             views,
             name="counterfactuals",
             summary=f"CounterfactualExplorer({replay.num_queries} queries, {replay.num_layers} layers, "
@@ -279,7 +283,9 @@ class CounterfactualExplorer(Explorer):
         """A static figure: the result before and now, the pixels that changed, what every class gained or lost."""
         from m2f_lab.explore import plots  # a second to import, and most explorers are never printed
 
-        return plots.label_change(self.replay.image, self.change.before, self.change.after, self.replay.classes)
+        replay, change = self.replay, self.change
+        title = edits_as_text(self.edits, replay.classes.names)
+        return plots.label_change(replay.image, change.before, change.after, replay.classes, title)
 
     def save_html(self, path: str | Path, title: str = "What would the model have said?") -> None:
         """Write one self-contained page that switches between before, now and difference, and tells what is where."""
@@ -289,7 +295,6 @@ class CounterfactualExplorer(Explorer):
             self.replay.image, maps.maps, colors=maps.table, names=maps.names, index=NOW, width=720, title="Result",
             captions=[[caption] * len(maps.maps)], opacity=self.controls.opacity.value, help=HELP["result"],
         )  # fmt: skip
-        described = "; ".join(describe(edit, self.replay.classes.names) for edit in self.edits)
         try:
             save_page(
                 path,
@@ -299,7 +304,8 @@ class CounterfactualExplorer(Explorer):
                     Control("opacity", "opacity", HELP["opacity"], step=0.05),
                 ],
                 title=title,
-                note=f"Changed: {described or 'nothing'}. Click the picture, then left and right arrows switch.",
+                note=f"Now: {edits_as_text(self.edits, self.replay.classes.names)}. Click the picture, then left and "
+                "right arrows switch.",
             )
         finally:
             view.close()

@@ -13,7 +13,7 @@ import numpy as np
 
 from m2f_lab.data import Classes
 from m2f_lab.explore.captions import Caption, Table
-from m2f_lab.explore.edits import Edit, describe
+from m2f_lab.explore.edits import Edit, Mute, describe
 from m2f_lab.explore.label_change import LabelChange
 from m2f_lab.explore.mask_drawing import label_table
 from m2f_lab.explore.query_views import OPENED
@@ -131,6 +131,7 @@ def hidden_stacks(output: Output, order: np.ndarray) -> list[np.ndarray]:
 def hidden_captions(output: Output, order: np.ndarray, edits: Sequence[Edit]) -> list[list[Caption]]:
     """How much every layer hides, whether the fallback opened it, and whether a person had a hand in it. N × Q"""
     by_hand = {edit.target for edit in edits}
+    muted_from = {edit.query: edit.from_layer for edit in edits if isinstance(edit, Mute) and edit.from_layer}
     captions = []
     for i in range(output.num_predictions - 1):
         blocked = output.intermediates[f"decoder.layer.{i}.attention_blocked"][0]
@@ -139,11 +140,21 @@ def hidden_captions(output: Output, order: np.ndarray, edits: Sequence[Edit]) ->
         row = []
         for query in order.tolist():
             text = f"Layer {i + 1}, query {query}: {hidden[query]} of {cells} cells hidden"
-            if {("attention", i + 1, query), ("attention", i + 1, None)} & by_hand:
+            if muted_from.get(query, output.num_predictions) <= i + 1:
+                text = f"Layer {i + 1}, query {query}: muted, it sees nothing"
+            elif {("attention", i + 1, query), ("attention", i + 1, None)} & by_hand:
                 text += ", by hand"
             row.append(Caption(text, warning=OPENED if opened[query] else ""))
         captions.append(row)
     return captions
+
+
+def edits_as_text(edits: Sequence[Edit], names: Sequence[str], most: int = 3) -> str:
+    """What was changed, in one line."""
+    told = [describe(edit, names) for edit in edits[:most]]
+    if len(edits) > most:
+        told.append(f"and {len(edits) - most} more")
+    return "; ".join(told) or "nothing changed"
 
 
 def edits_as_html(edits: Sequence[Edit], names: Sequence[str]) -> str:
