@@ -232,7 +232,7 @@ def _count(output: Output, index: int) -> dict[str, np.ndarray]:
     label = torch.einsum("qk,qhw->khw", classes, masks).argmax(0).flatten()  # (h * w,)
     winner = winning_queries(probabilities, masks).flatten()
     cells = torch.bincount(winner * num_classes + label, minlength=num_queries * num_classes)
-    won = cells.view(num_queries, num_classes).double() * (np.prod(output.image_size) / len(winner))
+    cells = cells.view(num_queries, num_classes)
 
     likeliest = probabilities.argmax(1)
     areas = (masks > 0.5).flatten(1).float()  # (Q, h * w)
@@ -246,17 +246,22 @@ def _count(output: Output, index: int) -> dict[str, np.ndarray]:
 
     claimed = masks * (1 - probabilities[:, -1])[:, None, None]
     counted = {
-        "won_pixels": won,
-        "won_images": cells.view(num_queries, num_classes).any(1).long(),
+        "won_pixels": cells,
+        "won_images": cells.any(1).long(),
         "predicted": F.one_hot(likeliest, num_classes + 1),
         "active_images": active.long(),
-        "size_sum": torch.where(active, size, 0.0).double(),
+        "size_sum": torch.where(active, size, 0.0),
         "size_histogram": F.one_hot(bins, SIZE_BINS) * active[:, None],
-        "heat": F.adaptive_avg_pool2d(claimed, HEAT_CELLS).double(),
-        "overlap": overlap.double(),
+        "heat": F.adaptive_avg_pool2d(claimed, HEAT_CELLS),
+        "overlap": overlap,
         "together": together.long(),
     }
-    return {name: values.cpu().numpy() for name, values in counted.items()}
+    # Summed in double precision, which not every device has.
+    counted = {name: values.cpu() for name, values in counted.items()}
+    counted["won_pixels"] = counted["won_pixels"].double() * (np.prod(output.image_size) / len(winner))
+    return {
+        name: (values.double() if values.is_floating_point() else values).numpy() for name, values in counted.items()
+    }
 
 
 def _appearance(image: np.ndarray) -> dict[str, np.ndarray | float]:
