@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m2f_lab.data.colors import colorize
 from m2f_lab.explore import LiveMonitor, live_monitor
 from m2f_lab.explore.history import History, RowFile, curve_values, say_duration, terms_per_prediction, time_left
 from m2f_lab.explore.live_monitor import in_notebook
@@ -328,9 +329,16 @@ def test_what_is_on_disk_shows_the_same(watched: tuple[LiveMonitor, Run]) -> Non
 
 
 def test_the_strip_has_a_row_per_image_and_a_column_per_evaluation(watched: tuple[LiveMonitor, Run]) -> None:
-    axes = [ax for ax in watched[0].figure().axes if ax.images]
-    assert [ax.get_title() for ax in axes] == ["image", "after 3", "after 6", "", "", ""]
-    np.testing.assert_array_equal(axes[0].images[0].get_array(), noise())
+    (strip,) = (ax for ax in watched[0].figure().axes if ax.images)
+    assert [text.get_text() for text in strip.texts] == ["image", "after 3", "after 6"]
+    columns = [image.get_extent()[0] for image in strip.images]
+    rows = [image.get_extent()[3] for image in strip.images]
+    assert columns == sorted(columns)
+    assert len(set(columns)) == 3
+    assert len(set(rows)) == 2
+    shots = watched[0].snapshots
+    np.testing.assert_array_equal(strip.images[0].get_array(), noise())
+    np.testing.assert_array_equal(strip.images[4].get_array(), colorize(shots.label_maps[6][0], shots.classes))
 
 
 def test_the_strip_keeps_first_and_last() -> None:

@@ -41,7 +41,7 @@ def matching(
     num_predictions, num_segments = chosen.shape
     queries = np.unique(np.concatenate([chosen[prediction], runner_up[prediction]]))
     queries = queries[queries >= 0]
-    widths = [max(1.6, 0.22 * len(queries))] * len(terms) + [1.6, max(1.6, 0.36 * num_predictions)]
+    widths = [max(1.6, 0.22 * len(queries))] * len(terms) + [1.6, max(2.0, 0.36 * num_predictions)]
     size = (sum(widths) + 1.6, 1.3 + 0.26 * num_segments)
     figure = NotebookFigure(figsize=size, layout="constrained", dpi=90)
     axes = figure.subplots(1, len(terms) + 2, squeeze=False, width_ratios=widths)[0]
@@ -94,5 +94,5 @@ def _over_layers(ax: Axes, chosen: np.ndarray, prediction: int) -> None:
         ax.text(layer, segment, text, ha="center", va="center", fontsize=SMALL, fontweight=weight)
     kept = ["", *("–" if np.isnan(share) else f"{share:.0%}" for share in kept_share(chosen))]
     ax.set_xticks(range(len(chosen)), [f"{layer}\n{share}" for layer, share in enumerate(kept)], fontsize=SMALL)
-    ax.set_xlabel("prediction, share that kept its query", fontsize=SMALL)
+    ax.set_xlabel("prediction\n(share that kept its query)", fontsize=SMALL)
     ax.set_title("query by prediction", fontsize=TITLE)

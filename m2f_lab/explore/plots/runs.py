@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize
@@ -20,6 +20,7 @@ from m2f_lab.explore.plots.theme import PALETTE, SMALL, TEXT, TITLE, NotebookFig
 
 TERMS = ("class", "mask", "dice")
 DASHES = ("-", "--", ":")  # of the terms, where colours stand for runs
+WIDTH, CHARTS = 12.4, 4.9  # inches: of a figure of progress, and how high its charts are
 LAYERS = "viridis_r"  # perceptually uniform, readable without colour vision; the last prediction is darkest
 
 
@@ -42,18 +43,16 @@ def training_progress(
         label_maps: what was predicted for them: iteration → N × integers [H, W]; a column each.
         classes: names and colours of the label maps.
     """
-    strip = _strip_height(images) if label_maps else 0.0
-    figure = NotebookFigure(figsize=(12.4, 4.7 + strip), layout="constrained", dpi=90)
+    # Places are fixed: finding them anew would take half the time of drawing, and this is drawn all the time.
+    figure = NotebookFigure(figsize=(WIDTH, CHARTS), dpi=90)
     if label_maps:
-        upper, lower = figure.subfigures(2, 1, height_ratios=(4.7, strip))
-        _strip(lower, images, label_maps, classes)
         present = np.unique(np.concatenate([np.unique(m) for maps in label_maps.values() for m in maps]))
-        class_legend(figure, present.tolist(), classes)
-    else:
-        upper = figure
-    if title:
-        upper.suptitle(title, fontsize=TITLE + 1)
-    axes = upper.subplots(2, 4, squeeze=False)
+        class_legend(figure, present.tolist(), classes, place="lower center")
+        _strip(figure, images, label_maps, classes)
+    height = figure.get_figheight()
+    figure.suptitle(title, fontsize=TITLE + 1, y=1 - 0.08 / height)
+    places = {"left": 0.036, "right": 0.99, "top": 1 - 0.68 / height, "bottom": 1 - (CHARTS - 0.5) / height}
+    axes = figure.add_gridspec(2, 4, **places, wspace=0.2, hspace=0.38).subplots(squeeze=False)
     iterations = [row["iteration"] for row in steps]
     _line(axes[0, 0], iterations, [row["loss"] for row in steps], "loss, weighted sum", PALETTE[0])
     for ax, term in zip(axes[0, 1:], TERMS, strict=True):
@@ -110,25 +109,28 @@ def _top(percent: Sequence[float]) -> float:
     return min(100.0, max(10.0, 1.15 * max(percent, default=100.0)))
 
 
-def _strip_height(images: Sequence[np.ndarray], columns: int = 8) -> float:
-    """Of the whole strip, in inches."""
-    return sum(min(12.4 / columns, 2.2) * image.shape[0] / image.shape[1] + 0.05 for image in images) + 0.7
-
-
 def _strip(
-    figure: SubFigure, images: Sequence[np.ndarray], label_maps: Mapping[int, Sequence[np.ndarray]], classes: Classes
+    figure: Figure, images: Sequence[np.ndarray], label_maps: Mapping[int, Sequence[np.ndarray]], classes: Classes
 ) -> None:
-    """Rows are images, columns iterations."""
-    heights = [image.shape[0] / image.shape[1] for image in images]
-    axes = figure.subplots(len(images), max(8, len(label_maps) + 1), squeeze=False, height_ratios=heights)
-    for ax in axes.flat:
-        ax.set_axis_off()
+    """Rows are images, columns iterations. The figure grows by the strip."""
     columns = [("image", images), *((f"after {n}", maps) for n, maps in label_maps.items())]
-    for place, (title, pictures) in enumerate(columns):
-        axes[0, place].set_title(title, fontsize=SMALL)
-        for row, picture in enumerate(pictures):
-            shown = picture if place == 0 else colorize(picture, classes)
-            axes[row, place].imshow(shown, interpolation="nearest")
+    width = WIDTH / max(8, len(columns))
+    heights = [width * image.shape[0] / image.shape[1] for image in images]
+    below, total = figure.get_figheight() - CHARTS + 0.05, sum(heights)  # below is the legend
+    height = CHARTS + below + total + 0.2  # the titles
+    figure.set_figheight(height)
+    # One axes in inches: one for each picture would take much longer to draw.
+    ax = figure.add_axes((0, below / height, 1, total / height))
+    ax.set_axis_off()
+    for column, (title, pictures) in enumerate(columns):
+        left, top = column * width, 0.0
+        ax.text(left + width / 2, -0.06, title, ha="center", va="bottom", fontsize=SMALL)
+        for picture, tall in zip(pictures, heights, strict=True):
+            shown = picture if column == 0 else colorize(picture, classes)
+            extent = (left + 0.03, left + width - 0.03, top + tall - 0.06, top)
+            ax.imshow(shown, extent=extent, interpolation="nearest", aspect="auto")
+            top += tall
+    ax.set(xlim=(0, WIDTH), ylim=(total, 0))
 
 
 def compared_runs(runs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]], title: str = "") -> Figure:

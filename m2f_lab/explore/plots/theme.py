@@ -77,10 +77,10 @@ def colors(count: int) -> list[str]:
     return [PALETTE[i % len(PALETTE)] for i in range(count)]
 
 
-def class_legend(figure: Figure, labels: Sequence[int], classes: Classes) -> None:
-    """Name classes under a figure, which grows by that much."""
+def class_legend(figure: Figure, labels: Sequence[int], classes: Classes, place: str = "outside lower center") -> None:
+    """Name classes under a figure, which grows by that much. Only a layout engine knows the places outside."""
     patches = [Patch(color=np.array(classes.colors[label]) / 255, label=classes.names[label]) for label in labels]
     columns = min(6, max(len(patches), 1))
     rows = math.ceil(len(patches) / columns)
     figure.set_figheight(figure.get_figheight() + 0.24 * rows)
-    figure.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False)
+    figure.legend(handles=patches, loc=place, ncols=columns, fontsize=SMALL, frameon=False)
