@@ -32,6 +32,7 @@ HELP = {
     "opacity": "How strongly labels or heat cover the image. At 0 you see the image alone.",
 }
 WIDTH = 560  # CSS pixels
+OPACITY = 0.8  # labels are to be read, and the image behind them to be seen
 
 
 class TrapLab(Explorer):
@@ -61,9 +62,10 @@ class TrapLab(Explorer):
         self.traps = {trap.name: trap for trap in traps}
         self.trials: dict[str, Trial] = {}
         self._width = width
-        self.trap_menu = menu("trap-menu", "trap", list(self.traps), HELP["trap"]).add_class("m2f-wide")
+        wide = ipywidgets.Layout(width="380px")
+        self.trap_menu = menu("trap-menu", "trap", list(self.traps), HELP["trap"], layout=wide)
         self.switch = ipywidgets.ToggleButtons(options=SHOWN, tooltips=[HELP["switch"]] * 3).add_class("m2f-switch")
-        self.opacity_slider = share_slider("opacity-slider", "opacity", 1.0, HELP["opacity"])
+        self.opacity_slider = share_slider("opacity-slider", "opacity", OPACITY, HELP["opacity"])
         self._values = [ipywidgets.HTML().add_class(f"m2f-value-{name}") for name in SHOWN]
         self._value = ipywidgets.Stack(self._values, selected_index=0)
         self._words, self._code = ipywidgets.HTML(), ipywidgets.HTML()
@@ -137,7 +139,7 @@ class TrapLab(Explorer):
             ValueError: no trap has a picture.
         """
         trials = [self.trial(name) for name in self.traps]
-        views = [picture(trial, 380) for trial in trials if trial.has_picture]
+        views = [picture(trial, 380, named=True) for trial in trials if trial.has_picture]
         if not views:
             raise ValueError(f"None of {', '.join(self.traps)} has a picture, so there is nothing to save.")
         for view in views:
@@ -167,25 +169,32 @@ class TrapLab(Explorer):
             raise ValueError(f"There is no trap {name!r}; there are {', '.join(self.traps)}.")
 
 
-def picture(trial: Trial, width: int = WIDTH) -> MaskView:
-    """Right, broken and difference as three masks over one image."""
+def picture(trial: Trial, width: int = WIDTH, named: bool = False) -> MaskView:
+    """Right, broken and difference as three masks over one image.
+
+    Args:
+        trial: of a trap that has a picture.
+        width: in CSS pixels.
+        named: write the trap's name above and its numbers below, where nothing else says them.
+    """
     found, names, colors = trial.right, (), "heat"
     if found.classes is not None:
         names, colors = found.classes.names, label_table(found.classes, opacity=1.0)
-    masks = list(trial.pictures.values())
+    around = {}
+    if named:
+        captions = [[Caption(text) for text in _texts(trial)]]
+        around = dict(title=trial.trap.name, help=trial.trap.mistake, captions=captions)
     return MaskView(
         found.image,
-        np.stack([mask.astype(np.uint8 if names else np.float32) for mask in masks]),
+        np.stack([mask.astype(np.uint8 if names else np.float32) for mask in trial.pictures.values()]),
         colors=colors,
         names=names,
-        captions=[[Caption(text) for text in _texts(trial)]],
         readout="{value} of the largest",
         unit="" if names else "0: as in the library",
         smooth=False,
-        title=trial.trap.name,
-        help=trial.trap.mistake,
-        opacity=1.0,
+        opacity=OPACITY,
         width=width,
+        **around,
     )
 
 
@@ -239,10 +248,14 @@ def verdicts(trial: Trial) -> list[str]:
 
 def code(trap: Trap) -> str:
     """The code of both variants and of the test, each to be unfolded, as HTML."""
-    parts = [(f"The {name} code: {trap.where(name)}", trap.source(name)) for name in ("right", "broken")]
-    parts.append((f"The test that guards it: {trap.guarded_by}", trap.guard_source()))
-    return "".join(
-        f'<details><summary style="cursor: pointer">{html.escape(title)}</summary>'
-        f'<pre style="line-height: 1.35; max-height: 420px; overflow: auto">{html.escape(source)}</pre></details>'
-        for title, source in parts
+    parts = [(f"The {name} code", trap.where(name), trap.source(name)) for name in ("right", "broken")]
+    parts.append(("The test that guards it", trap.guarded_by, trap.guard_source()))
+    return '<div style="line-height: 1.6">' + "".join(_fold(*part) for part in parts) + "</div>"
+
+
+def _fold(title: str, place: str, source: str) -> str:
+    return (
+        f'<details><summary style="cursor: pointer">{title}: <code>{html.escape(place)}</code></summary>'
+        '<pre style="white-space: pre; overflow: auto; max-height: 420px; line-height: 1.35; margin: 2px 0 8px 14px">'
+        f"{html.escape(source)}</pre></details>"
     )

@@ -35,7 +35,8 @@ def mean_iou_with(owner: object, name: str) -> Callable[[Bench, Callable], Findi
 def distance(bench: Bench, expected: Tensor, got: Tensor) -> Finding:
     """How far features [1, C, h, w] are from those of the library: at most, in percent of the largest; and where."""
     apart = (got - expected).norm(dim=1)[0] / expected.norm(dim=1).max()  # (h, w)
-    return Finding(100 * float(apart.max()), bench.samples[0].image, inside_image(bench, apart.clamp(max=1).numpy()))
+    most = float(apart.max())
+    return Finding(100 * most, bench.samples[0].image, inside_image(bench, (apart / max(most, 1)).numpy()))
 
 
 def inside_image(bench: Bench, heat: np.ndarray) -> np.ndarray:
