@@ -159,6 +159,7 @@ def test_muting_from_a_layer_on_equals_dropping_the_row_there(model, replay: Rep
             class_logits, embeddings = decoder.predict(queries)
             assert torch.equal(output.class_logits[layer][:, kept], class_logits)
             assert torch.equal(output.masks[layer].embeddings[:, kept], embeddings)
+            assert probabilities(output, layer)[3].tolist() == [0, 0, 0, 0, 1]
             assert seen(output, layer, "attention_blocked")[3].all()
             assert not seen(output, layer, "attention_opened")[3]
     for i in range(first):

@@ -59,7 +59,7 @@ class Controls:
         classes = [(name, number) for number, name in enumerate([*class_names, NO_OBJECT])]
         self.class_menu = menu("class-menu", "class", classes, HELP["class"])
         self.force_class = _button("force-class", "force this class", HELP["class"])
-        self.brush = _choice("brush", "pointer", BRUSHES, 0, HELP["brush"])
+        self.brush = _choice("brush", BRUSHES, 0, HELP["brush"])
         self.radius = ipywidgets.FloatSlider(
             1.0, min=0.5, max=8, step=0.5, description="radius", readout_format=".1f", tooltip=HELP["radius"]
         ).add_class("m2f-radius-slider")
@@ -68,7 +68,7 @@ class Controls:
         self.undo = button("undo", "undo", HELP["undo"], icon="undo")
         self.redo = button("redo", "redo", HELP["redo"], icon="repeat")
         self.reset = button("reset", "reset", HELP["reset"])
-        self.state = _choice("state", "result", STATES[:DIFFERENCE], NOW, HELP["result"])
+        self.state = _choice("state", STATES[:DIFFERENCE], NOW, HELP["result"])
         self.status, self.edits = (ipywidgets.HTML().add_class(f"m2f-{name}") for name in ("status", "edits"))
 
     def rows(self) -> list[ipywidgets.Widget]:
@@ -76,8 +76,8 @@ class Controls:
         return [
             controls(self.layer, self.query, self.query_menu, self.opacity),
             controls(self.mute, self.leave_out, self.class_menu, self.force_class),
-            controls(self.brush, self.radius, self.unmask, self.unmask_all),
-            controls(self.undo, self.redo, self.reset, self.state, self.status),
+            controls(_label("pointer", HELP["brush"]), self.brush, self.radius, self.unmask, self.unmask_all),
+            controls(self.undo, self.redo, self.reset, _label("result", HELP["result"]), self.state, self.status),
         ]
 
 
@@ -86,10 +86,15 @@ def _button(name: str, label: str, tooltip: str) -> ipywidgets.Button:
     return button(name, label, tooltip, layout={"width": "max-content"})
 
 
-def _choice(name: str, label: str, options: Sequence, index: int, tooltip: str) -> ipywidgets.ToggleButtons:
+def _label(text: str, tooltip: str) -> ipywidgets.Label:
+    """Before a choice; its own description would stand above it."""
+    return ipywidgets.Label(text, tooltip=tooltip)
+
+
+def _choice(name: str, options: Sequence, index: int, tooltip: str) -> ipywidgets.ToggleButtons:
     """A few options side by side."""
     made = ipywidgets.ToggleButtons(
-        options=options, index=index, description=label, tooltip=tooltip, style={"button_width": "72px"},
-        layout={"width": "max-content", "flex_flow": "row nowrap"},
+        options=options, index=index, tooltips=[tooltip] * len(options), style={"button_width": "72px"},
+        layout={"width": "max-content"},
     )  # fmt: skip
     return made.add_class(f"m2f-{name}")
