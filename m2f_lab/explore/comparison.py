@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -97,16 +97,9 @@ class Comparison:
         return f"Comparison({', '.join(self.runs)})"
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        file = io.BytesIO()
-        figure = self.figure()
-        figure.savefig(file, format="png", dpi=90)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg")
-        return {
-            "text/plain": str(self),
-            "text/html": drawn.getvalue()[drawn.getvalue().index("<svg") :] + html_table(self.table),
-            "image/png": file.getvalue(),
-        }
+        png = self.figure()._repr_png_()
+        picture = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="curves of the runs">'
+        return {"text/plain": str(self), "text/html": picture + html_table(self.table), "image/png": png}
 
 
 def flat_recipe(recipe: Recipe) -> dict[str, object]:

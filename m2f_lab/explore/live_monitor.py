@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Sequence
@@ -206,9 +205,7 @@ class LiveMonitor:
     def _repr_mimebundle_(self, **kwargs) -> dict:
         if self._run is None:
             return {"text/plain": repr(self)}
-        file = io.BytesIO()
-        self.figure().savefig(file, format="png", dpi=96)
-        return {"text/plain": repr(self), "image/png": file.getvalue()}
+        return {"text/plain": repr(self), "image/png": self.figure()._repr_png_()}
 
 
 def in_notebook() -> bool:
