@@ -361,12 +361,14 @@ def test_a_continued_run_forgets_predictions_it_will_make_again(root: Path, tmp_
     assert not stray.exists()
     assert list(monitor.snapshots.label_maps) == [3, 6]
     np.testing.assert_array_equal(Snapshots(tmp_path / "run").label_maps[3][0], before[0])
+    train(recipe, root, tmp_path / "run", callbacks=[LiveMonitor()], resume="never")
+    assert Snapshots(tmp_path / "run").label_maps == {}  # they were another run's
 
 
 def test_other_images_replace_the_stored_ones(watched: tuple[LiveMonitor, Run], tmp_path: Path) -> None:
     shutil.copytree(watched[1].path / "predictions", tmp_path / "predictions")
     shots = Snapshots(tmp_path)
-    shots.begin([noise(90, 480)], {3, 6})
+    shots.begin([noise(90, 480)])
     assert shots.label_maps == Snapshots(tmp_path).label_maps == {}
     assert len(shots.images) == len(Snapshots(tmp_path).images) == 1
 

@@ -130,8 +130,9 @@ class LiveMonitor:
         for row in run.metrics:  # of the sessions before this one
             self.history.add(row)
         self.snapshots = Snapshots(run.path)
+        self.snapshots.keep({row["iteration"] for row in self.history.evaluations})
         if self._images:
-            self.snapshots.begin(self._images, {row["iteration"] for row in self.history.evaluations})
+            self.snapshots.begin(self._images)
         self._begin_display()
 
     def on_step(self, row: dict) -> None:

@@ -58,26 +58,23 @@ class Snapshots:
         for iteration in sorted(set.intersection(*stored) - self.label_maps.keys()):
             self.label_maps[iteration] = [_read(self._file(i, iteration)) for i in self._numbers]
 
-    def begin(self, images: Sequence[np.ndarray], iterations: set[int]) -> None:
-        """Make ready for a run that starts or continues.
-
-        Args:
-            images: uint8 [H, W, 3] each. Predictions for other images are deleted.
-            iterations: those that the run still knows; predictions of others are deleted, too: a run that continues
-                from a checkpoint will make them again.
-        """
-        small = [resize_image(image, fitted_size(image.shape[:2], None, LONGEST_EDGE)) for image in images]
-        same = len(small) == len(self.images) and all(map(np.array_equal, small, self.images))
-        if not same:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.label_maps, self.images = {}, small
-            for i, image in enumerate(small):
-                (self.folder / str(i)).mkdir(parents=True)
-                _write(Image.fromarray(image), self.folder / str(i) / "image.png")
+    def keep(self, iterations: set[int]) -> None:
+        """Delete the predictions of all other iterations: a run that continues from a checkpoint makes them again."""
         for iteration in self.label_maps.keys() - iterations:
             del self.label_maps[iteration]
             for i in self._numbers:
                 self._file(i, iteration).unlink(missing_ok=True)
+
+    def begin(self, images: Sequence[np.ndarray]) -> None:
+        """Make ready to predict these images, uint8 [H, W, 3] each; predictions for others are deleted."""
+        small = [resize_image(image, fitted_size(image.shape[:2], None, LONGEST_EDGE)) for image in images]
+        if len(small) == len(self.images) and all(map(np.array_equal, small, self.images)):
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.label_maps, self.images = {}, small
+        for i, image in enumerate(small):
+            (self.folder / str(i)).mkdir(parents=True)
+            _write(Image.fromarray(image), self.folder / str(i) / "image.png")
 
     def add(self, iteration: int, model: Mask2Former, images: Sequence[np.ndarray], sizes: EvaluationConfig) -> None:
         """Predict the label maps of all images and store them.
