@@ -163,7 +163,8 @@ def test_the_views_hold_what_was_computed() -> None:
     trace = explorer.trace
     for layer in range(5):
         for place, query in enumerate(explorer.order):
-            for view in explorer.views.values():
+            for kind in ("mask", "blocked", "attention"):
+                view = explorer.views[kind]
                 view.stack, view.index, view.channel = layer, place, 2
             np.testing.assert_allclose(explorer.views["mask"].mask / 255, trace.masks[layer, query], atol=0.5 / 255)
             blocked, attention = explorer.views["blocked"].mask, explorer.views["attention"].mask
@@ -221,11 +222,12 @@ def test_controls_speak_of_queries_layers_and_heads() -> None:
 def test_everything_is_linked_in_the_browser() -> None:
     explorer = some_explorer()
     links = {(link.source[0], link.source[1], link.target[0], link.target[1]) for link in explorer._links}
-    for view in explorer.views.values():
+    for name, view in explorer.views.items():
         assert (explorer.layer_slider, "value", view, "stack") in links
         assert (explorer.query_slider, "value", view, "index") in links
-        assert (explorer.head_menu, "index", view, "channel") in links
-        assert (explorer.opacity_slider, "value", view, "opacity") in links
+        assert ((explorer.head_menu, "index", view, "channel") in links) == (name != "grid")
+        assert ((explorer.opacity_slider, "value", view, "opacity") in links) == (name != "grid")
+        assert ((explorer.threshold_slider, "value", view, "threshold") in links) == (name in ("mask", "grid"))
     assert (explorer.query_slider, "value", explorer.query_menu, "index") in links
 
 

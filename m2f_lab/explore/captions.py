@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -43,4 +43,4 @@ class Caption:
 
     def as_json(self) -> dict:
         """What is not empty."""
-        return {name: value for name, value in asdict(self).items() if value}
+        return {name: vars(value) if name == "table" else value for name, value in vars(self).items() if value}

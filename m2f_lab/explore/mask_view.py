@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,12 @@ BROWSER = Path(__file__).parent / "browser"
 def browser_module(*names: str) -> str:
     """One JavaScript module from files that follow each other: a browser is handed a single one."""
     return "\n".join((BROWSER / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
+@lru_cache(maxsize=1)  # the views of one tool show the same image
+def _base_png(pixels: bytes, size: tuple[int, int]) -> bytes:
+    rgb = np.frombuffer(pixels, np.uint8).reshape(*size, 3)
+    return to_png(resize_image(rgb, fitted_size(size, longest_edge=LONGEST_EDGE)))
 
 
 class Stroke(NamedTuple):
@@ -149,7 +156,7 @@ class MaskView(anywidget.AnyWidget):
         rgb = as_rgb(image)
         traits.setdefault("num_channels", max(values.shape[1] for values, _ in quantised))
         super().__init__(
-            base=to_png(resize_image(rgb, fitted_size(rgb.shape[:2], longest_edge=LONGEST_EDGE))),
+            base=_base_png(rgb.tobytes(), rgb.shape[:2]),
             image_size=[rgb.shape[1], rgb.shape[0]],
             shapes=[list(values.shape) for values, _ in quantised],
             masks=b"".join(values.tobytes() for values, _ in quantised),

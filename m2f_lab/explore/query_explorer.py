@@ -117,18 +117,24 @@ class QueryExplorer(Explorer):
 
     def _pairs(self, views: dict) -> list[tuple[tuple, tuple]]:
         """What the browser keeps equal."""
-        pairs = [
+        return [
             ((self.layer_slider, "value"), (self.play, "value")),
             ((self.query_slider, "value"), (self.query_menu, "index")),
+            *(
+                ((control, value), (view, trait))
+                for name, view in views.items()
+                for trait, (control, value) in self._shown_in(name).items()
+            ),
         ]
-        for view in views.values():
-            pairs += [
-                ((self.layer_slider, "value"), (view, "stack")),
-                ((self.query_slider, "value"), (view, "index")),
-                ((self.head_menu, "index"), (view, "channel")),
-                ((self.opacity_slider, "value"), (view, "opacity")),
-            ]
-        return [*pairs, *(((self.threshold_slider, "value"), (views[name], "threshold")) for name in ("mask", "grid"))]
+
+    def _shown_in(self, view: str) -> dict[str, tuple[ipywidgets.Widget, str]]:
+        """The controls that a picture follows, by its trait. Thumbnails are too small for heads and opacity."""
+        follows = {"stack": (self.layer_slider, "value"), "index": (self.query_slider, "value")}
+        if view != "grid":
+            follows |= {"channel": (self.head_menu, "index"), "opacity": (self.opacity_slider, "value")}
+        if view in ("mask", "grid"):
+            follows["threshold"] = (self.threshold_slider, "value")
+        return follows
 
     @property
     def layer(self) -> int:
@@ -211,11 +217,9 @@ class QueryExplorer(Explorer):
 
     def _follow(self) -> None:
         """Bring the views in the kernel up to the controls, which only a browser links."""
-        for view in self.views.values():
-            view.stack, view.index = self.layer_slider.value, self.query_slider.value
-            view.channel, view.opacity = self.head_menu.index, self.opacity_slider.value
-        for name in ("mask", "grid"):
-            self.views[name].threshold = self.threshold_slider.value
+        for name, view in self.views.items():
+            for trait, (control, value) in self._shown_in(name).items():
+                setattr(view, trait, getattr(control, value))
 
     def close(self) -> None:
         """Take the explorer off the page and give its memory back."""

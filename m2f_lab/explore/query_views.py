@@ -228,6 +228,5 @@ def make_views(
         "grid": MaskGrid(
             image, [thumbnails(masks[order]) for masks in trace.masks], labels=grid_labels(trace, order, labels),
             orders=grid_orders(trace, order), title="All queries", help=HELP["grid"], width=2 * width,
-            num_channels=trace.num_heads + 1,
         ),
     }  # fmt: skip

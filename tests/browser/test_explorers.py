@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
 from explorer_screen import KINDS, ExplorerScreen, inner_cell, read_canvas, screen_in
+from jupyter_lab import notebook_of
 from notebook_page import NotebookPage, OpenNotebook
 from playwright.sync_api import Browser, Page, expect
 
@@ -50,11 +50,6 @@ def make_twin() -> QueryExplorer:
     image = np.stack([x, 2 * y, 255 - x], axis=-1).astype(np.uint8)
     torch.manual_seed(0)
     return QueryExplorer(build_model(recipes.debug_tiny(num_classes=5).model), image, width=480)
-
-
-def notebook_of(*cells: str) -> nbformat.NotebookNode:
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel)
 
 
 # -------------------------------------------------------------------------------------------------------- in JupyterLab
@@ -98,7 +93,9 @@ def test_the_layer_slider(screen: ExplorerScreen, notebook: NotebookPage) -> Non
     expect(notebook.page.locator(".m2f-maskview > .m2f-caption").first).to_contain_text("after layer 1 of 3")
     notebook.drag_slider(".m2f-layer-slider", 0)
     screen.expect_drawn(0, 0)
-    expect(notebook.page.locator(".m2f-maskview > .m2f-caption").nth(1)).to_have_text("No layer has looked at the image yet.")
+    expect(notebook.page.locator(".m2f-maskview > .m2f-caption").nth(1)).to_have_text(
+        "No layer has looked at the image yet."
+    )
 
 
 def test_the_query_slider_and_the_menu_move_together(screen: ExplorerScreen, notebook: NotebookPage) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import nbformat
 import notebook_page
 import pytest
-from nbformat import NotebookNode
+from jupyter_lab import notebook_of
 from notebook_page import NotebookPage, OpenNotebook
 from playwright.sync_api import expect
 
@@ -29,13 +28,6 @@ slider.observe(lambda change: setattr(picture, "value", png(change["new"])), "va
 button.on_click(lambda _: 1 / 0)
 print("kernel", sys.prefix)
 widgets.VBox([slider, picture, button])"""
-
-
-def notebook_of(*cells: str) -> NotebookNode:
-    return nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
-    )
 
 
 @pytest.fixture

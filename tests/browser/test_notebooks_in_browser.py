@@ -21,7 +21,7 @@ from m2f_lab.explore import QueryExplorer
 from m2f_lab.training.run import Run
 
 if TYPE_CHECKING:
-    from conftest import Lab
+    from jupyter_lab import Lab
 
 
 @dataclass(frozen=True)

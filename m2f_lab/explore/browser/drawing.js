@@ -56,42 +56,57 @@ function colors(model) {
   return { rgb, alpha };
 }
 
-/** Mix the mask into the image, pixel by pixel. */
-function composite(model, mask, image, target, lineWidth) {
-  const { width, height, data: base } = image, out = target.data;
+/** Pixels as words of 32 bits, red lowest, and what mixing needs again and again at this size. */
+function drawable(width, height, data, source) {
+  const target = new ImageData(width, height);
+  return {
+    width, height, source, target,
+    words: new Uint32Array(data.buffer), drawn: new Uint32Array(target.data.buffer),
+    inside: new Uint8Array(width * height),
+  };
+}
+
+/** Mix the mask into the image, pixel by pixel; the result is image.target. */
+function composite(model, mask, image, lineWidth) {
+  const { width, height, words, drawn, inside } = image, values = mask.values, maskWidth = mask.width;
   const [coverX, coverY] = model.get("coverage"), smooth = model.get("smooth");
-  const columns = samplingTable(width, mask.width, coverX, smooth);
+  const { first: left, second: right, weight } = samplingTable(width, maskWidth, coverX, smooth);
   const rows = samplingTable(height, mask.height, coverY, smooth);
-  const { rgb, alpha } = colors(model), values = mask.values;
   const contour = model.get("opacity") && 255 * model.get("contour");
-  const inside = contour > 0 ? new Uint8Array(width * height) : null;
-  const row = new Float32Array(mask.width); // of cells, read between two rows of the mask
+  // In fixed point: what is kept of the image, of 256, and what the colour adds to each channel.
+  const { rgb, alpha } = colors(model), kept = new Int32Array(256), added = new Int32Array(3 * 256);
+  for (let value = 0; value < 256; value++) {
+    const share = Math.round(256 * alpha[value]);
+    kept[value] = 256 - share;
+    for (let c = 0; c < 3; c++) added[3 * value + c] = rgb[3 * value + c] * share + 128;
+  }
+  const row = new Float32Array(maskWidth); // of cells, read between two rows of the mask
   for (let y = 0, o = 0; y < height; y++) {
-    const above = rows.first[y] * mask.width, below = rows.second[y] * mask.width, down = rows.weight[y];
-    for (let i = 0; i < mask.width; i++) row[i] = values[above + i] + (values[below + i] - values[above + i]) * down;
-    for (let x = 0; x < width; x++, o += 4) {
-      const left = row[columns.first[x]], value = left + (row[columns.second[x]] - left) * columns.weight[x];
-      const entry = (value + 0.5) | 0, a = alpha[entry], color = 3 * entry;
-      out[o] = base[o] + (rgb[color] - base[o]) * a;
-      out[o + 1] = base[o + 1] + (rgb[color + 1] - base[o + 1]) * a;
-      out[o + 2] = base[o + 2] + (rgb[color + 2] - base[o + 2]) * a;
-      out[o + 3] = 255;
-      if (inside) inside[o >> 2] = value >= contour ? 1 : 0;
+    const above = rows.first[y] * maskWidth, below = rows.second[y] * maskWidth, down = rows.weight[y];
+    for (let i = 0; i < maskWidth; i++) row[i] = values[above + i] + (values[below + i] - values[above + i]) * down;
+    for (let x = 0; x < width; x++, o++) {
+      const start = row[left[x]], value = start + (row[right[x]] - start) * weight[x], entry = (value + 0.5) | 0;
+      const base = words[o], keep = kept[entry], color = 3 * entry;
+      inside[o] = value >= contour ? 1 : 0;
+      drawn[o] = keep === 256 ? base | 0xff000000 :
+        (((base & 255) * keep + added[color]) >> 8) |
+        ((((base >> 8) & 255) * keep + added[color + 1]) >> 8 << 8) |
+        ((((base >> 16) & 255) * keep + added[color + 2]) >> 8 << 16) | 0xff000000;
     }
   }
-  if (inside) drawContour(inside, width, height, out, lineWidth);
+  if (contour > 0) drawContour(inside, width, height, drawn, lineWidth);
 }
 
 /** A white line along the inner edge of the mask. */
-function drawContour(inside, width, height, out, lineWidth) {
+function drawContour(inside, width, height, drawn, lineWidth) {
+  const step = lineWidth * width;
   for (let y = 0, i = 0; y < height; y++) {
     for (let x = 0; x < width; x++, i++) {
       if (!inside[i]) continue;
       const edge =
         (x >= lineWidth && !inside[i - lineWidth]) || (x + lineWidth < width && !inside[i + lineWidth]) ||
-        (y >= lineWidth && !inside[i - lineWidth * width]) ||
-        (y + lineWidth < height && !inside[i + lineWidth * width]);
-      if (edge) out[4 * i] = out[4 * i + 1] = out[4 * i + 2] = 255;
+        (y >= lineWidth && !inside[i - step]) || (y + lineWidth < height && !inside[i + step]);
+      if (edge) drawn[i] = 0xffffffff;
     }
   }
 }
@@ -102,4 +117,17 @@ function valueAt(model, mask, u, v) {
   const column = Math.min(Math.floor((u / coverX) * mask.width), mask.width - 1);
   const row = Math.min(Math.floor((v / coverY) * mask.height), mask.height - 1);
   return (mask.values[row * mask.width + column] / 255) * mask.scale;
+}
+
+/** Draw once per turn of the event loop, however much changed, and without waiting for the screen's next frame. */
+function scheduler(draw) {
+  let waiting = false;
+  return () => {
+    if (waiting) return;
+    waiting = true;
+    queueMicrotask(() => {
+      waiting = false;
+      draw();
+    });
+  };
 }

@@ -12,7 +12,9 @@ function render({ model, el }) {
   canvas.dataset.lmSuppressShortcuts = "true"; // else "x" would cut the cell: JupyterLab's command mode
   const context = canvas.getContext("2d");
   const TEXT = 14, GAP = 6; // CSS pixels: of the line below a thumbnail, and between thumbnails
-  let picture = null, frame = 0, frames = 0;
+  const REST = 60; // ms: thumbnails follow when the hand rests, so that the large picture is never kept waiting
+  let picture = null, frames = 0, resting = 0;
+  let width = 0, style = null; // of the element; asking the page for them would lay it out every time
   let tile = null; // the image at the size of a thumbnail, in device pixels
   let sheet = null; // all thumbnails as they are now; only the frame around the chosen one changes more often
 
@@ -20,15 +22,14 @@ function render({ model, el }) {
 
   function layout() {
     const ratio = window.devicePixelRatio || 1, [imageWidth, imageHeight] = model.get("image_size");
-    const width = Math.round(Math.min(model.get("width"), el.getBoundingClientRect().width || model.get("width")));
     const columns = Math.max(1, Math.floor((width + GAP) / (model.get("thumbnail") + GAP)));
     const tileWidth = Math.floor((width + GAP) / columns) - GAP;
     const tileHeight = Math.round((tileWidth * imageHeight) / imageWidth);
     const rows = Math.ceil(order().length / columns);
-    return { ratio, width, columns, tileWidth, tileHeight, pitch: tileHeight + TEXT + GAP, rows };
+    return { ratio, columns, tileWidth, tileHeight, pitch: tileHeight + TEXT + GAP, rows };
   }
 
-  function fit({ ratio, width, tileWidth, tileHeight, pitch, rows }) {
+  function fit({ ratio, tileWidth, tileHeight, pitch, rows }) {
     const [w, h] = [Math.round(tileWidth * ratio), Math.round(tileHeight * ratio)];
     const size = [Math.round(width * ratio), Math.round(rows * pitch * ratio)];
     if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
@@ -39,19 +40,19 @@ function render({ model, el }) {
     small.imageSmoothingQuality = "high";
     small.drawImage(picture, 0, 0, w, h);
     const data = small.getImageData(0, 0, w, h).data;
-    tile = { width: w, height: h, source: picture, data, target: small.createImageData(w, h) };
+    tile = drawable(w, h, data, picture);
   }
 
   function drawSheet({ ratio, columns, tileWidth, pitch }) {
     sheet = new OffscreenCanvas(canvas.width, canvas.height);
-    const context = sheet.getContext("2d"), style = getComputedStyle(el);
-    context.font = `${11 * ratio}px ${style.fontFamily}`;
+    const context = sheet.getContext("2d");
+    context.font = `${11 * ratio}px ${style.font}`;
     context.textBaseline = "middle";
-    context.fillStyle = style.color;
+    context.fillStyle = style.ink;
     const labels = model.get("labels")[model.get("stack")] ?? [];
     for (const [place, index] of order().entries()) {
       const [left, top] = corner(place, ratio, columns, tileWidth, pitch);
-      composite(model, chosenMask(model, index), tile, tile.target, 1);
+      composite(model, chosenMask(model, index), tile, 1);
       context.putImageData(tile.target, left, top);
       context.save();
       context.beginPath();
@@ -68,8 +69,7 @@ function render({ model, el }) {
   }
 
   function draw() {
-    frame = 0;
-    if (signal.aborted || !picture) return;
+    if (signal.aborted || !picture || width < 1) return;
     const grid = layout(), { ratio, columns, tileWidth, pitch } = grid;
     fit(grid);
     if (!sheet) drawSheet(grid);
@@ -78,15 +78,19 @@ function render({ model, el }) {
     const place = order().indexOf(model.get("index"));
     if (place >= 0) {
       const [left, top] = corner(place, ratio, columns, tileWidth, pitch);
-      context.strokeStyle = getComputedStyle(el).getPropertyValue("--m2f-accent");
+      context.strokeStyle = style.accent;
       context.lineWidth = 3 * ratio;
       context.strokeRect(left + 1.5 * ratio, top + 1.5 * ratio, tile.width - 3 * ratio, tile.height - 3 * ratio);
     }
     canvas.dataset.drawn = `${model.get("stack")},${model.get("index")},${model.get("sort")}`;
     canvas.dataset.frames = ++frames;
   }
-  const schedule = () => { if (!frame) frame = requestAnimationFrame(draw); };
+  const schedule = scheduler(draw);
   const redraw = () => { sheet = null; schedule(); };
+  const follow = () => {
+    clearTimeout(resting);
+    resting = setTimeout(redraw, REST);
+  };
 
   /** The mask whose thumbnail is at this place of the page, or undefined between them. */
   function maskAt(event) {
@@ -135,14 +139,19 @@ function render({ model, el }) {
     canvas.style.cursor = index === undefined ? "default" : "pointer";
   }, { signal });
   canvas.addEventListener("keydown", (event) => onKey(event, model, order()), { signal });
-  const resize = new ResizeObserver(redraw);
+  const resize = new ResizeObserver(([entry]) => {
+    const found = getComputedStyle(el);
+    style = { font: found.fontFamily, ink: found.color, accent: found.getPropertyValue("--m2f-accent") };
+    width = Math.round(Math.min(model.get("width"), entry.contentRect.width));
+    redraw();
+  });
   resize.observe(el);
 
   const redrawn = ["stack", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
     "scales", "coverage", "table", "labels"];
   const relabelled = ["title", "help", "orders", "sort", "width", "thumbnail", "image_size"];
   const changed = () => { drawHeader(); redraw(); };
-  for (const name of redrawn) model.on(`change:${name}`, redraw);
+  for (const name of redrawn) model.on(`change:${name}`, follow);
   for (const name of relabelled) model.on(`change:${name}`, changed);
   model.on("change:index", schedule);
   model.on("change:base", load);
@@ -152,8 +161,8 @@ function render({ model, el }) {
   return () => {
     listeners.abort();
     resize.disconnect();
-    cancelAnimationFrame(frame);
-    for (const name of redrawn) model.off(`change:${name}`, redraw);
+    clearTimeout(resting);
+    for (const name of redrawn) model.off(`change:${name}`, follow);
     for (const name of relabelled) model.off(`change:${name}`, changed);
     model.off("change:index", schedule);
     model.off("change:base", load);

@@ -24,8 +24,9 @@ function render({ model, el }) {
 
   const context = canvas.getContext("2d", { willReadFrequently: true });
   let picture = null; // the decoded image
-  let image = null, target = null; // its pixels at the canvas's size; what is drawn next
-  let frame = 0, frames = 0, pointer = null;
+  let image = null; // its pixels at the canvas's size
+  let box = { width: 0, height: 0 }; // of the stage, in CSS pixels; asking the page for it would lay it out every time
+  let frames = 0, pointer = null;
 
   function labels() {
     title.textContent = model.get("title");
@@ -41,7 +42,7 @@ function render({ model, el }) {
 
   /** Bring the image to the canvas's size in device pixels. */
   function fit() {
-    const box = stage.getBoundingClientRect(), ratio = window.devicePixelRatio || 1;
+    const ratio = window.devicePixelRatio || 1;
     const width = Math.round(box.width * ratio), height = Math.round(box.height * ratio);
     if (!picture || width < 1 || height < 1) return false;
     if (image && image.source === picture && image.width === width && image.height === height) return true;
@@ -49,17 +50,15 @@ function render({ model, el }) {
     canvas.height = height;
     context.imageSmoothingQuality = "high";
     context.drawImage(picture, 0, 0, width, height);
-    image = { width, height, source: picture, data: context.getImageData(0, 0, width, height).data };
-    target = context.createImageData(width, height);
+    image = drawable(width, height, context.getImageData(0, 0, width, height).data, picture);
     return true;
   }
 
   function draw() {
-    frame = 0;
     if (signal.aborted || !fit()) return;
     const mask = chosenMask(model);
-    composite(model, mask, image, target, Math.max(1, Math.round(window.devicePixelRatio || 1)));
-    context.putImageData(target, 0, 0);
+    composite(model, mask, image, Math.max(1, Math.round(window.devicePixelRatio || 1)));
+    context.putImageData(image.target, 0, 0);
     drawLegend(model, mask, legend);
     drawCaption(model.get("captions")[mask.stack]?.[mask.index] ?? {}, caption);
     drawCaption(noteAt(model, mask.stack), note);
@@ -70,7 +69,7 @@ function render({ model, el }) {
     canvas.dataset.drawn = `${mask.stack},${mask.index},${mask.channel}`;
     canvas.dataset.frames = ++frames;
   }
-  const schedule = () => { if (!frame) frame = requestAnimationFrame(draw); };
+  const schedule = scheduler(draw);
 
   async function load() {
     const decoded = await createImageBitmap(new Blob([bytes(model.get("base"))]));
@@ -149,7 +148,10 @@ function render({ model, el }) {
     cross.style.left = `${100 * detail.u}%`;
     cross.style.top = `${100 * detail.v}%`;
   }, { signal });
-  const resize = new ResizeObserver(schedule);
+  const resize = new ResizeObserver(([entry]) => {
+    box = entry.contentRect;
+    schedule();
+  });
   resize.observe(stage);
 
   const redrawn = ["stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
@@ -165,7 +167,6 @@ function render({ model, el }) {
   return () => {
     listeners.abort();
     resize.disconnect();
-    cancelAnimationFrame(frame);
     for (const name of redrawn) model.off(`change:${name}`, schedule);
     for (const name of relabelled) model.off(`change:${name}`, changed);
     model.off("change:base", load);
