@@ -263,6 +263,7 @@ FIGURES = {
     ),
     "compared_runs": lambda: plots.compared_runs({"a": ([{"iteration": 1, "loss": 1.0, "seconds": 1.0}], [])}),
     "bars": lambda: plots.bars(["a"], [1.0], "x"),
+    "dumbbells": lambda: plots.dumbbells(["a"], [(1.0, 0.5)], ("before", "after"), "x"),
     "matrices": lambda: plots.matrices({"a": MASKS[0]}, "q", list("abcdefghij")),
     "confusion": lambda: plots.confusion(np.eye(4), CLASSES.names),
 }

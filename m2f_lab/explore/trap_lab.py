@@ -211,7 +211,7 @@ def figure(trial: Trial) -> Figure:
         large = resize_image(found.image, tuple(3 * edge for edge in found.image.shape[:2]))
         heat = {name: to_uint8(trial.pictures[name])[0] for name in titles}
         drawn = {title: composite(large, heat[name], TABLES["heat"], smooth=False) for name, title in titles.items()}
-        return plots.images(drawn, width=3.6)
+        return plots.images(drawn, width=4.0)
     maps = {title: trial.pictures[name] for name, title in titles.items()} | {
         "where they differ": trial.pictures["difference"]
     }

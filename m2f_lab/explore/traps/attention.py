@@ -172,7 +172,7 @@ ATTENTION = (
         mistake="Instead of a cut, the mask's log-probability is added to the attention scores. Nothing is forbidden "
         "any more, and the class loss teaches masks through the attention, though only mask losses should.",
         question="Which share of the mask features is taught by a loss that is none of theirs?",
-        unit="{} % of the cells get a gradient through attention",
+        unit="{} % of the cells taught by attention",
         right=cut_and_detached,
         broken=soft_and_attached,
         measure=cells_taught_by_attention,
