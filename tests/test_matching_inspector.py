@@ -11,6 +11,7 @@ import torch
 
 from m2f_lab.data import open_dataset
 from m2f_lab.explore import MatchingInspector
+from m2f_lab.explore.labels import percent
 from m2f_lab.explore.matching import NONE, seeded_points
 from m2f_lab.explore.matching_views import (
     MATRICES,
@@ -221,16 +222,16 @@ def test_all_checkpoints_are_compared_at_the_same_points() -> None:
 
 
 def test_the_table_over_training_marks_what_changed(several: MatchingInspector) -> None:
-    several.prediction_slider.set_state({"value": 2})
+    several.layer_slider.set_state({"value": 2})
     queries = [several.traces[name].chosen[2].tolist() for name in several.traces]
     rows = re.findall(r"<tr>(.*?)</tr>", several.table.value)[1:]
     for i, row in enumerate(rows):
         cells = re.findall(r"<td>(.*?)</td>", row)
-        assert [int(re.sub("<.*?>", "", cell)) for cell in cells[:-1]] == queries[i]
+        assert [int(re.sub("<.*?>", "", cell)) for cell in cells[1:-1]] == queries[i]
         changed = [i > 0 and queries[i][t] != queries[i - 1][t] for t in range(3)]
-        assert ["<b>" in cell for cell in cells[:-1]] == changed
-        assert cells[-1] == ("" if i == 0 else f"{1 - sum(changed) / 3:.0%}")
-    assert "in prediction 2" in several.table.value
+        assert ["<b>" in cell for cell in cells[1:-1]] == changed
+        assert cells[-1] == ("" if i == 0 else percent(1 - sum(changed) / 3))
+    assert "after layer 2" in several.table.value
     assert "<i>" not in over_training({"<i>": several.trace}, 0, several.names)
 
 
@@ -244,9 +245,9 @@ def test_names_and_classes(inspector: MatchingInspector) -> None:
 
 
 def test_the_figure_shows_terms_margins_and_layers(inspector: MatchingInspector) -> None:
-    figure = inspector.figure(prediction=1)
+    figure = inspector.figure(layer=1)
     drawn = [ax for ax in figure.axes if ax.get_title()]
-    assert [ax.get_title() for ax in drawn] == ["class cost", "mask cost", "dice cost", "margin", "query by prediction"]
+    assert [ax.get_title() for ax in drawn] == ["class cost", "mask cost", "dice cost", "margin", "query by layer"]
     trace = inspector.trace
     shown = np.unique(np.concatenate([trace.chosen[1], trace.runner_up[1]]))
     for ax, term in zip(drawn, ("class", "mask", "dice"), strict=False):
@@ -269,7 +270,7 @@ def test_the_figure_where_something_is_missing(num_queries: int, num_segments: i
 
 def test_a_page_stands_alone(several: MatchingInspector, tmp_path: Path) -> None:
     several.checkpoint = "step 2"
-    several.prediction = 1
+    several.layer = 1
     several.save_html(tmp_path / "matching.html")
     page = (tmp_path / "matching.html").read_text()
     assert several.views["choice"].captions[1][0]["text"] in page
@@ -318,7 +319,7 @@ def test_what_does_not_fit_is_named(inspector: MatchingInspector) -> None:
     broken.class_logits[1][0, 0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="prediction 1: class"):
         make(model=lambda images: broken)
-    for name, value in (("segment", 3), ("prediction", 5), ("query", 5)):
+    for name, value in (("segment", 3), ("layer", 5), ("query", 5)):
         with pytest.raises(ValueError, match=f"no {name} {value}"):
             setattr(inspector, name, value)
     with pytest.raises(ValueError, match="no model 'late'"):

@@ -28,7 +28,8 @@ from m2f_lab.explore.query_trace import (
     winning_queries,
     with_mean,
 )
-from m2f_lab.explore.query_views import OPENED, attention_pooling, class_labels, make_views, query_options
+from m2f_lab.explore.labels import class_labels
+from m2f_lab.explore.query_views import OPENED, attention_pooling, make_views, query_options
 from m2f_lab.model import build_model
 from m2f_lab.structures import Output
 from tests.toy_output import toy_output

@@ -219,7 +219,7 @@ def assert_shows(viewer: SamplingViewer, place: tuple[float, float], stride: int
 
 def test_the_middle_is_shown_at_first() -> None:
     viewer = some_viewer()
-    assert (viewer.pixel, viewer.layer, viewer.stride, viewer.head) == ((35, 25), 2, 8, None)
+    assert (viewer.pixel, viewer.layer, viewer.stride, viewer.head) == ((35, 25), 3, 8, None)
     assert_shows(viewer, (35.5 / 70, 25.5 / 50), 8)
     assert viewer.views["after"].mark_groups == [list(group) for group in GROUPS]
     assert [color for _, color in LEVELS] == list(plots.PALETTE[:3])
@@ -235,7 +235,7 @@ def test_a_click_into_one_picture_shows_the_place_in_all() -> None:
     assert viewer.views["before"].clicked == [69, 3]
     assert not np.array_equal(before, dots(viewer.views["before"]))
     note = viewer.views["before"].notes[0][1]
-    assert note["text"].startswith("Layer 1: row 0, column 8 of stride 8 reads ")
+    assert note["text"].startswith("Encoder layer 2 of 3: row 0, column 8 of stride 8 reads ")
 
 
 def test_the_menu_chooses_which_level_asks() -> None:
@@ -282,7 +282,7 @@ def test_controls_are_linked_in_the_browser() -> None:
     viewer = some_viewer()
     links = {(link.source[0], link.source[1], link.target[0], link.target[1]) for link in viewer._links}
     for view in viewer.views.values():
-        assert (viewer.layer_slider, "value", view, "stack") in links
+        assert (viewer.layer_slider, "index", view, "stack") in links
         assert (viewer.level_menu, "index", view, "index") in links
         assert (viewer.head_menu, "index", view, "channel") in links
         assert (viewer.reach_slider, "value", view, "opacity") in links
@@ -293,8 +293,8 @@ def test_controls_are_linked_in_the_browser() -> None:
 
 def test_what_the_viewer_cannot_show_is_refused() -> None:
     viewer = some_viewer()
-    for name, count in (("layer", 3), ("head", 2)):
-        with pytest.raises(ValueError, match=rf"no {name} {count}; they are numbered 0…{count - 1}"):
+    for name, count, numbers in (("layer", 4, "1…3"), ("layer", 0, "1…3"), ("head", 2, "0…1")):
+        with pytest.raises(ValueError, match=rf"no {name} {count}; they are numbered {numbers}"):
             setattr(viewer, name, count)
     with pytest.raises(ValueError, match="no column 70"):
         viewer.pixel = (70, 0)
@@ -327,24 +327,24 @@ def test_the_figure_has_a_panel_per_model_and_layer(monkeypatch: pytest.MonkeyPa
     drawn = {}
     monkeypatch.setattr(plots, "sampling_panels", lambda image, panels, columns: drawn.update(panels, columns=columns))
     viewer.figure()
-    assert list(drawn) == ["before, layer 2", "after, layer 2", "columns"]
+    assert list(drawn) == ["before, layer 3", "after, layer 3", "columns"]
     assert drawn["columns"] is None
     drawn.clear()
-    viewer.figure(layers=(0, 2), head=1)
-    assert list(drawn)[:2] == ["before, layer 0, head 2", "before, layer 2, head 2"]
+    viewer.figure(layers=(1, 3), head=1)
+    assert list(drawn)[:2] == ["before, layer 1, head 2", "before, layer 3, head 2"]
     assert drawn["columns"] == 2
-    location, points, weights = drawn["after, layer 2, head 2"]
+    location, points, weights = drawn["after, layer 3, head 2"]
     sampled = viewer.points("after")
     assert np.array_equal(points, sampled.points[2, 1:2])
     assert np.array_equal(weights, sampled.weights[2, 1:2])
     assert np.array_equal(location, sampled.location)
-    with pytest.raises(ValueError, match="no layer 3"):
-        viewer.figure(layers=[3])
+    with pytest.raises(ValueError, match="no layer 4"):
+        viewer.figure(layers=[4])
 
 
 def test_a_saved_page_knows_a_grid_of_places(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     viewer = some_viewer()
-    viewer.stride, viewer.layer = 16, 1
+    viewer.stride, viewer.layer = 16, 2
     kept = []
     monkeypatch.setattr(MaskView, "close", lambda view: kept.append(view))
     viewer.save_html(tmp_path / "page.html", places=(3, 4))

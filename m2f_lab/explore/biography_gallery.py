@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from m2f_lab.explore.biographies import DUPLICATE, Biographies
-from m2f_lab.explore.biography_table import describe_sizes, main_class_names, percent, query_notes
+from m2f_lab.explore.biography_table import describe_sizes, main_class_names, query_notes
 from m2f_lab.explore.captions import Caption
 from m2f_lab.explore.explorer import Explorer, check_range, controls, pictures, share_slider
+from m2f_lab.explore.labels import class_labels, percent
 from m2f_lab.explore.mask_grid import MaskGrid
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.offline import Control, save_page
-from m2f_lab.explore.query_views import class_labels
 from m2f_lab.inference.images import resize_image
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class BiographyGallery(Explorer):
     def sort(self, sort: str) -> None:
         self.views["gallery"].sort = sort
 
-    def figure(self, limit: int | None = 24, columns: int = 6) -> Figure:
+    def figure(self, limit: int | None = 12, columns: int = 6) -> Figure:
         """A static figure of the first queries as the gallery is sorted.
 
         Args:

@@ -5,12 +5,11 @@ Q queries.
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 
 from m2f_lab.explore.biographies import DUPLICATE, Biographies
-from m2f_lab.explore.query_views import class_labels
+from m2f_lab.explore.labels import class_labels, percent
+from m2f_lab.explore.tables import html_table, text_table
 
 HEADER = (
     ("query", "Its number."),
@@ -59,21 +58,11 @@ class BiographyTable:
         ]
 
     def __repr__(self) -> str:
-        lines = [self.header, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        text = [column in (1, 7) for column in range(len(self.header))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if left else cell.rjust(width)
-                for cell, width, left in zip(line, widths, text, strict=True)
-            ).rstrip()
-            for line in lines
-        )
+        numbers = {column for column in range(len(self.header)) if self.header[column] not in ("main class", "note")}
+        return text_table([self.header, *self.rows], right=numbers)
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th title="{html.escape(help)}">{html.escape(name)}</th>' for name, help in HEADER)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table([self.header, *self.rows], tooltips=[help for _, help in HEADER])
 
 
 def main_class_names(biographies: Biographies) -> list[str]:
@@ -100,11 +89,3 @@ def describe_sizes(sizes: np.ndarray) -> str:
         return "–"
     median, low, high = (percent(size) for size in sizes)
     return f"{median} ({low.removesuffix(' %')}–{high})"
-
-
-def percent(share: float) -> str:
-    """0.123 → "12 %"; 0.0123 → "1.2 %"; 0.00012 → "0.01 %"; only nothing is "0 %"."""
-    hundredth = 100 * share
-    if hundredth == 0 or hundredth >= 9.95:
-        return f"{hundredth:.0f} %"
-    return f"{hundredth:.1f} %" if hundredth >= 0.095 else f"{max(hundredth, 0.01):.2f} %"

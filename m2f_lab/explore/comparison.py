@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from m2f_lab.explore.history import History, say_duration
-from m2f_lab.explore.static_page import html_table, save_static_page, text_table
+from m2f_lab.explore.static_page import save_static_page
+from m2f_lab.explore.tables import html_table, text_table
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import Run
 from m2f_lab.training.run import METRIC

@@ -23,12 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from m2f_lab.data import Classes, distinct_colors
+from m2f_lab.data import Classes
 from m2f_lab.explore.edits import Edit, ForceClass, Mute, PaintAttention, Unmask, check_edit, class_number
 from m2f_lab.explore.label_change import LabelChange, compare_label_maps
+from m2f_lab.explore.labels import known_classes
 from m2f_lab.inference import postprocess
-from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
-from m2f_lab.inference.predict import device_of, evaluating
+from m2f_lab.inference.images import as_rgb
+from m2f_lab.inference.predict import evaluating, seen_by
 from m2f_lab.model import Mask2Former
 from m2f_lab.model.pixel_decoder import NUM_LEVELS
 from m2f_lab.model.transformer_decoder import attention_blocked
@@ -87,8 +88,7 @@ class Replay:
                 "build one with m2f_lab.build_model and load the weights into it."
             )
         self.image = as_rgb(image)
-        seen = resize_image(self.image, fitted_size(self.image.shape[:2], shortest_edge, longest_edge))
-        images = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(device_of(model))
+        images = seen_by(model, self.image, shortest_edge, longest_edge)
         self.classes = known_classes(model.classes if classes is None else classes, model.config.num_classes)
         self._decoder = decoder = model.transformer_decoder
         with evaluating(model), torch.inference_mode():
@@ -279,22 +279,6 @@ class Replay:
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
         return f"Replay({self.num_queries} queries, {self.num_layers} layers, {width} × {height} pixels)"
-
-
-def known_classes(classes: Classes | None, num_classes: int) -> Classes:
-    """Names and colours, made up where there are none.
-
-    Raises:
-        ValueError: there are names, but of another number of classes.
-    """
-    if classes is None:
-        return Classes(tuple(f"class {k}" for k in range(num_classes)), distinct_colors(num_classes))
-    if len(classes) != num_classes:
-        raise ValueError(
-            f"The model predicts {num_classes} classes, but there are {len(classes)} class names; pass the classes it "
-            "was trained with."
-        )
-    return classes
 
 
 def _edit_attention(edit: Edit, layer: int, blocked: Tensor, opened: Tensor) -> None:

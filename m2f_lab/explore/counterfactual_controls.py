@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import ipywidgets
 
 from m2f_lab.explore.counterfactual_views import DIFFERENCE, NOW, STATES
-from m2f_lab.explore.edits import NO_OBJECT
-from m2f_lab.explore.explorer import button, controls, menu, share_slider, slider
+from m2f_lab.explore.explorer import button, controls, layer_slider, menu, share_slider, slider
+from m2f_lab.explore.labels import NO_OBJECT
 
 HELP = {
     "layer": "Decoder layers refine the queries one after the other. Edits of attention masks are made at this layer, "
@@ -16,7 +16,7 @@ HELP = {
     "query": "Each query proposes one mask and one class; here as the model has them without edits, the surest first.",
     "opacity": "How strongly colours cover the image.",
     "mute": "Take the query out of the decoder from this layer on: the other queries no longer see it, and it gives "
-    "nothing to the result.",
+    "nothing to the result. On the keyboard: m.",
     "leave out": "Let the query take part in the decoder to the end, and leave it out of the result only.",
     "class": "Give the query's mask to this class for certain. Only the result changes: the decoder is never told the "
     "classes that its queries predict.",
@@ -25,8 +25,8 @@ HELP = {
     "brush": "What the pointer does on the attention mask: choose the query that won a pixel, hide cells from the "
     "query, or show them to it.",
     "radius": "Of the brush, in cells of the grid that the layer looks at.",
-    "undo": "Take the last edit back.",
-    "redo": "Make the edit again that was taken back.",
+    "undo": "Take the last edit back. On the keyboard: u or ctrl-z.",
+    "redo": "Make the edit again that was taken back. On the keyboard: y or shift-ctrl-z.",
     "reset": "Drop all edits.",
     "hidden": "Masked attention: a layer lets a query see the image only inside the mask it predicted just before. "
     "What lies in grey fog is hidden from it. Choose hide or show above, then paint.",
@@ -47,10 +47,7 @@ class Controls:
         queries: text and number of each, as they are sorted.
         class_names: of the K classes.
         """
-        self.layer = ipywidgets.SelectionSlider(
-            options=[str(layer) for layer in range(1, num_layers + 1)], index=num_layers - 1, description="layer",
-            tooltip=HELP["layer"],
-        ).add_class("m2f-layer-slider")  # fmt: skip
+        self.layer = layer_slider("layer", num_layers, HELP["layer"])
         self.query = slider("query-slider", "query", 0, len(queries) - 1, HELP["query"], readout=False)
         self.query_menu = menu("query-menu", "", queries, HELP["query"])
         self.opacity = share_slider("opacity-slider", "opacity", 0.7, HELP["opacity"])

@@ -39,10 +39,11 @@ from m2f_lab.explore.edits import (
     with_edit,
 )
 from m2f_lab.explore.explorer import Explorer, check_range, pictures
+from m2f_lab.explore.labels import class_labels
 from m2f_lab.explore.mask_view import MaskView, Stroke
 from m2f_lab.explore.offline import Control, save_page
 from m2f_lab.explore.query_trace import rank_queries, winning_queries
-from m2f_lab.explore.query_views import class_labels, query_options
+from m2f_lab.explore.query_views import query_options
 from m2f_lab.model import Mask2Former
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class CounterfactualExplorer(Explorer):
         tool.apply(Mute(3, from_layer=2))
 
     Choose a layer and a query, then mute it, force its class, paint its attention mask, or switch masking off. After
-    a click on the attention mask, left and right arrows change the query, up and down the layer; on the result, left
-    and right switch between before and now.
+    a click on a picture, up and down arrows change the layer, left and right the query, but on the result they switch
+    between before and now. m mutes the query from this layer on; u or ctrl-z takes the last edit back, y or
+    shift-ctrl-z makes it again.
 
     Attributes:
         replay: runs the decoder again; works without the widget, too. None once closed.
@@ -113,8 +115,8 @@ class CounterfactualExplorer(Explorer):
             f"{breadth} × {height} pixels)",
             links=[
                 ((shown.query, "value"), (shown.query_menu, "index")),
-                ((shown.query, "value"), (views["hidden"], "index")),
-                ((shown.layer, "index"), (views["hidden"], "stack")),
+                *(((shown.query, "value"), (views[name], "index")) for name in ("hidden", "difference")),
+                *(((shown.layer, "index"), (view, "stack")) for view in views.values()),
                 ((shown.state, "index"), (views["result"], "index")),
                 ((shown.radius, "value"), (views["hidden"], "brush_radius")),
                 *(((shown.opacity, "value"), (view, "opacity")) for view in views.values()),
@@ -211,16 +213,24 @@ class CounterfactualExplorer(Explorer):
             clicked.on_click(lambda _, move=move: move())
         controls.brush.observe(lambda change: setattr(self.views["hidden"], "brush", change["new"]), "value")
         self.views["hidden"].on_stroke(self._on_stroke)
+        keys = {
+            "m": controls.mute.click, "u": self.undo, "ctrl-z": self.undo, "y": self.redo, "ctrl-y": self.redo,
+            "shift-ctrl-z": self.redo,
+        }  # fmt: skip
         for view in self.views.values():
             view.observe(self._on_click, "clicked")
+            view.on_keys(keys)
 
     def _make_views(self, width: int) -> dict[str, MaskView]:
         replay, maps = self.replay, named_maps(self.change, self.replay.classes)
-        common = {"width": width, "group": f"counterfactuals-{id(self)}"}
+        common = {
+            "width": width, "group": f"counterfactuals-{id(self)}", "num_stacks": replay.num_layers,
+            "stack": replay.num_layers - 1,
+        }  # fmt: skip
         return {
             "hidden": MaskView(
                 replay.image, hidden_stacks(self.output, self.order), colors="blocked", smooth=False,
-                coverage=replay.coverage, words=("visible", "hidden"), contour=0.5, stack=replay.num_layers - 1,
+                coverage=replay.coverage, words=("visible", "hidden"), contour=0.5,
                 title="What the query may not see", help=HELP["hidden"], **common,
             ),
             "result": MaskView(
@@ -229,7 +239,7 @@ class CounterfactualExplorer(Explorer):
             ),
             "difference": MaskView(
                 replay.image, maps.maps[DIFFERENCE:], colors=maps.table, names=maps.names, title="What changed",
-                help=HELP["difference"], **common,
+                help=HELP["difference"], num_masks=replay.num_queries, **common,
             ),
         }  # fmt: skip
 
@@ -240,7 +250,7 @@ class CounterfactualExplorer(Explorer):
         hidden = self.views["hidden"]
         masks = b"".join(stack.tobytes() for stack in hidden_stacks(self.output, self.order))
         with hidden.hold_sync():
-            hidden.captions = _as_json(hidden_captions(self.output, self.order, self.edits))
+            hidden.set_captions(hidden_captions(self.output, self.order, self.edits))
             if hidden.masks == masks:
                 hidden.send_state("masks")  # the browser may show a stroke that came to nothing
             hidden.masks = masks
@@ -248,7 +258,7 @@ class CounterfactualExplorer(Explorer):
             view = self.views[name]
             with view.hold_sync():
                 view.masks, view.table, view.names = shown.tobytes(), maps.table.tobytes(), maps.names
-                view.captions = _as_json([[caption] if name == "difference" else []])
+                view.set_captions([[caption] if name == "difference" else []])
         self.controls.edits.value = edits_as_html(self.edits, self.replay.classes.names)
         self.controls.status.value = f"computed in {1000 * self.seconds:.0f} ms"
         self.controls.undo.disabled = not self._history.can_undo
@@ -314,7 +324,3 @@ class CounterfactualExplorer(Explorer):
         """Take the explorer off the page and give its memory back."""
         self.replay = self.output = self.change = None
         super().close()
-
-
-def _as_json(captions: list[list]) -> list[list[dict]]:
-    return [[caption.as_json() for caption in row] for row in captions]

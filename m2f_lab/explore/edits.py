@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-NO_OBJECT = "no object"
+from m2f_lab.explore.labels import NO_OBJECT
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import ctypes
+import gc
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -51,21 +53,53 @@ class Explorer(ipywidgets.VBox):
         self.add_class("m2f-explorer").add_class(f"m2f-{name}")
 
     def close(self) -> None:
-        """Take the tool off the page and give its memory back."""
+        """Take the tool off the page and give its memory back; tools drop their own arrays first."""
+        if self.comm is None:  # closed already, or never shown
+            return
         for widget in [*self._links, *self.views.values(), *_descendants(self)]:
-            widget.close()
+            _close(widget)
         self.children = ()
         self._links, self.views = (), {}
+        parts = _parts(self)
         super().close()
+        for part in parts:
+            part.close()
+        release_memory()
 
     def __repr__(self) -> str:
         return self._summary
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The widget, and its static figure for wherever widgets do not run."""
-        file = io.BytesIO()
-        self.figure().savefig(file, format="png", dpi=64)
-        return super()._repr_mimebundle_(**kwargs) | {"image/png": file.getvalue()}
+        figure = self.figure()
+        figure.set_dpi(64)
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": figure._repr_png_()}
+
+
+class HeadChoice:
+    """What tools with a `head_menu` have in common: its first entry is all heads together."""
+
+    head_menu: ipywidgets.Dropdown
+
+    @property
+    def head(self) -> int | None:
+        """The attention head that is shown, from 0; None for all of them together."""
+        return self.head_menu.index - 1 if self.head_menu.index else None
+
+    @head.setter
+    def head(self, head: int | None) -> None:
+        check_range("head", 0 if head is None else head, len(self.head_menu.options) - 1)
+        self.head_menu.index = 0 if head is None else head + 1
+
+
+def release_memory() -> None:
+    """Free what only cycles hold, and hand what is free back to the system.
+
+    glibc keeps what was freed in pieces for later: after a tool on a large image was closed, hundreds of megabytes.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):  # other systems hand it back by themselves
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def slider(name: str, label: str, value: int, last: int, tooltip: str, **traits) -> ipywidgets.IntSlider:
@@ -107,12 +141,31 @@ def pictures(*columns: ipywidgets.Widget | Sequence[ipywidgets.Widget]) -> ipywi
     return ipywidgets.HBox(boxes).add_class("m2f-views")
 
 
-def check_range(name: str, value: int, count: int) -> None:
+def check_range(name: str, value: int, count: int, first: int = 0) -> None:
     """Raises:
-    ValueError: the value is not one of 0…count - 1.
+    ValueError: the value is not one of `count` numbers from `first` on.
     """
-    if not 0 <= value < count:
-        raise ValueError(f"There is no {name} {value}; they are numbered 0…{count - 1}.")
+    if not first <= value < first + count:
+        raise ValueError(f"There is no {name} {value}; they are numbered {first}…{first + count - 1}.")
+
+
+def head_menu(num_heads: int, together: str, tooltip: str) -> ipywidgets.Dropdown:
+    """A menu of attention heads, by their channels; `together` is what channel 0 shows."""
+    return menu("head-menu", "attention", head_options(num_heads, together), tooltip)
+
+
+def head_options(num_heads: int, together: str) -> list[tuple[str, int]]:
+    """(text, channel) each; heads count from 1, as the digits of the keyboard do."""
+    return [(together, 0), *((f"head {head}", head) for head in range(1, num_heads + 1))]
+
+
+def layer_slider(label: str, num_layers: int, tooltip: str) -> ipywidgets.SelectionSlider:
+    """A slider from layer 1 to the last, which it starts at; its `index` counts from 0, as pictures do."""
+    made = ipywidgets.SelectionSlider(
+        options=[str(layer) for layer in range(1, num_layers + 1)], index=num_layers - 1, description=label,
+        tooltip=tooltip, style={"description_width": "initial"},
+    )  # fmt: skip
+    return made.add_class("m2f-layer-slider")
 
 
 def _descendants(box: ipywidgets.Box) -> list[ipywidgets.Widget]:
@@ -120,3 +173,15 @@ def _descendants(box: ipywidgets.Box) -> list[ipywidgets.Widget]:
     for child in box.children:
         found += [child, *(_descendants(child) if isinstance(child, ipywidgets.Box) else [])]
     return found
+
+
+def _close(widget: ipywidgets.Widget) -> None:
+    """Close a widget and what it is made of, which it leaves open."""
+    for part in _parts(widget):
+        part.close()
+    widget.close()
+
+
+def _parts(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
+    found = [getattr(widget, name, None) for name in ("layout", "style")]
+    return [part for part in found if isinstance(part, ipywidgets.Widget)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +43,10 @@ def _base_png(pixels: bytes, size: tuple[int, int]) -> bytes:
     return to_png(resize_image(rgb, fitted_size(size, longest_edge=LONGEST_EDGE)))
 
 
+def _as_json(captions: Sequence[Sequence[Caption]]) -> list[list[dict]]:
+    return [[caption.as_json() for caption in row] for row in captions]
+
+
 class Stroke(NamedTuple):
     """One stroke of the brush.
 
@@ -62,7 +66,8 @@ class Stroke(NamedTuple):
 class MaskView(anywidget.AnyWidget):
     """Show masks over an image; link `stack`, `index`, `channel`, `opacity` to other widgets with `jslink`.
 
-    Left and right arrows change `index`, up and down `stack`, digits `channel`, once the picture was clicked.
+    Left and right arrows change `index`, up and down `stack`, digits `channel`, once the picture was clicked; `on_keys`
+    adds others.
 
     Attributes:
         stack: which stack of masks (say, which prediction) is shown.
@@ -76,6 +81,7 @@ class MaskView(anywidget.AnyWidget):
         brush_radius: in cells of the mask.
         clicked: (x, y) of the last click, in pixels of the image.
         pinned: mark the place of the last click.
+        coordinates: tell at the pointer which pixel it is on; not for pictures whose pixels mean nothing.
     """
 
     _esm = browser_module("drawing", "panels", "marks", "controls", "mask_view")
@@ -92,6 +98,10 @@ class MaskView(anywidget.AnyWidget):
     pick = traitlets.Bytes().tag(sync=True)  # uint16: the index that a click chooses
     pick_shape = traitlets.List([0, 0]).tag(sync=True)
     num_channels = traitlets.Int(1).tag(sync=True)  # how many of them the digits choose from
+    num_masks = traitlets.Int(0).tag(sync=True)  # how many masks the arrows step through, where there are fewer here
+    num_stacks = traitlets.Int(0).tag(sync=True)  # how many stacks
+    bound_keys = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    pressed = traitlets.List().tag(sync=True)  # its number, and one of `bound_keys`
     group = traitlets.Unicode().tag(sync=True)  # views of a group mark the pointer's place together
     title = traitlets.Unicode().tag(sync=True)
     help = traitlets.Unicode().tag(sync=True)
@@ -118,6 +128,7 @@ class MaskView(anywidget.AnyWidget):
     stroke = traitlets.List(traitlets.Int()).tag(sync=True)  # its number, stack, index, channel, value, cells
     clicked = traitlets.List(traitlets.Int()).tag(sync=True)
     pinned = traitlets.Bool(False).tag(sync=True)
+    coordinates = traitlets.Bool(True).tag(sync=True)
 
     def __init__(
         self,
@@ -146,8 +157,8 @@ class MaskView(anywidget.AnyWidget):
         readout: the value below the pointer; {value} and {percent} are replaced.
         words: instead: what to call values below and above one half.
         names: the masks are label maps: what each value is called. They are never interpolated.
-        traits: title, help, unit, width, group, num_channels (where digits should reach views that have more
-            channels), and the attributes above.
+        traits: title, help, unit, width, group, and the attributes above; num_stacks, num_masks, num_channels where
+            keys should reach other views, linked to this one, that have more of them.
         """
         stacks = [masks] if isinstance(masks, np.ndarray) else masks
         quantised = [to_uint8(self._four_dimensions(stack), relative) for stack in stacks]
@@ -162,7 +173,7 @@ class MaskView(anywidget.AnyWidget):
             masks=b"".join(values.tobytes() for values, _ in quantised),
             scales=b"".join(scales.astype("<f4").tobytes() for _, scales in quantised),
             table=np.ascontiguousarray(TABLES[colors] if isinstance(colors, str) else colors, np.uint8).tobytes(),
-            captions=[[caption.as_json() for caption in row] for row in captions],
+            captions=_as_json(captions),
             coverage=list(coverage),
             pick=b"" if pick is None else pick.astype("<u2").tobytes(),
             pick_shape=[0, 0] if pick is None else list(pick.shape),
@@ -183,11 +194,16 @@ class MaskView(anywidget.AnyWidget):
     @traitlets.validate("stack", "index", "channel")
     def _within_range(self, proposal: dict) -> int:
         name, value = proposal["trait"].name, proposal["value"]
-        num_masks = max((shape[0] for shape in self.shapes), default=1)
-        count = {"stack": len(self.shapes), "index": num_masks, "channel": self.num_channels}[name]
+        num_masks = max([self.num_masks, *(shape[0] for shape in self.shapes)])
+        num_stacks = max(self.num_stacks, len(self.shapes))
+        count = {"stack": num_stacks, "index": num_masks, "channel": self.num_channels}[name]
         if not 0 <= value < max(count, 1):
             raise traitlets.TraitError(f"MaskView.{name} = {value} is outside 0…{count - 1}.")
         return value
+
+    def set_captions(self, captions: Sequence[Sequence[Caption]]) -> None:
+        """Write something else below the masks: per stack, per mask."""
+        self.captions = _as_json(captions)
 
     def set_notes(self, notes: Sequence[Sequence[Caption]], places: tuple[int, int] = (1, 1)) -> None:
         """Say something of the place that was clicked last.
@@ -206,7 +222,7 @@ class MaskView(anywidget.AnyWidget):
         with self.hold_sync():
             self.pinned = True
             self.places = list(places)
-            self.notes = [[note.as_json() for note in row] for row in notes]
+            self.notes = _as_json(notes)
 
     def set_marks(self, marks: np.ndarray, groups: Sequence[tuple[str, str]]) -> None:
         """Draw dots for the place that was clicked last.
@@ -240,6 +256,15 @@ class MaskView(anywidget.AnyWidget):
                 callback(Stroke(stack, index, channel, value > 0, np.array(cells, int)))
 
         self.observe(told, "stroke")
+
+    def on_keys(self, actions: Mapping[str, Callable[[], object]]) -> None:
+        """Do something when a key is pressed on the picture.
+
+        Args:
+            actions: by key, such as "m", "ctrl-z" (also with ⌘) or "shift-ctrl-z".
+        """
+        self.bound_keys = list(actions)
+        self.observe(lambda change: actions[change["new"][1]](), "pressed")
 
     @property
     def mask(self) -> np.ndarray:

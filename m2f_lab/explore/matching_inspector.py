@@ -18,11 +18,11 @@ from torch import Tensor
 from m2f_lab.data import Classes
 from m2f_lab.explore import matching_views as words
 from m2f_lab.explore.explorer import Explorer, check_range, controls, menu, pictures, share_slider, slider
+from m2f_lab.explore.labels import class_labels
 from m2f_lab.explore.matching import MatchedMasks, MatchingTrace, matched_masks, resize_target, trace_matching
 from m2f_lab.explore.offline import Control, save_page
-from m2f_lab.explore.query_views import class_labels
-from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
-from m2f_lab.inference.predict import device_of, evaluating
+from m2f_lab.inference.images import as_rgb
+from m2f_lab.inference.predict import look
 from m2f_lab.loss import Criterion
 from m2f_lab.structures import Output, Target
 from m2f_lab.training import Run
@@ -41,7 +41,7 @@ class MatchingInspector(Explorer):
         MatchingInspector({"step 100": early, "step 900": late}, image, target)
         MatchingInspector.from_run(run, image, target)
 
-    After a click on a picture, left and right arrows change the segment, up and down the prediction, and digits the
+    After a click on a picture, left and right arrows change the segment, up and down the layer, and digits the
     term that the cost matrix shows. A click on a cell of the matrix lays that query over that segment.
 
     Attributes:
@@ -83,16 +83,14 @@ class MatchingInspector(Explorer):
             raise ValueError("MatchingInspector needs a model, or several by name; there is none.")
         self.image = as_rgb(image)
         target = _checked_target(target, self.image)
-        seen = resize_image(self.image, fitted_size(self.image.shape[:2], shortest_edge, longest_edge))
-        target = resize_target(target, seen.shape[:2])
         self.traces: dict[str, MatchingTrace] = {}
         self._masks: dict[str, MatchedMasks] = {}
         for name, each in models.items():
-            with evaluating(each), torch.inference_mode():
-                output = each(torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(device_of(each)))
-                matcher = (criterion or Criterion(output.num_classes)).matcher
-                self.traces[name] = trace_matching(output, target, matcher, points)
-                self._masks[name] = matched_masks(output, target)
+            output = look(each, self.image, shortest_edge, longest_edge)
+            seen = resize_target(target, output.image_size)
+            matcher = (criterion or Criterion(output.num_classes)).matcher
+            self.traces[name] = trace_matching(output, seen, matcher, points)
+            self._masks[name] = matched_masks(output, seen)
         _check_alike(self.traces)
         first = next(iter(models.values()))
         labels = class_labels(getattr(first, "classes", None) if classes is None else classes, output.num_classes)
@@ -101,10 +99,15 @@ class MatchingInspector(Explorer):
         self.cells = words.MatrixLayout(self.names, self.trace_of().num_queries)
         views = words.make_views(self.image, self.trace_of(), next(iter(self._masks.values())), self.cells, width)
         self._make_controls()
-        chosen_by = [self.checkpoint_slider, self.checkpoint_label] if len(models) > 1 else []
         super().__init__(
             [
-                controls(*chosen_by, self.prediction_slider, self.segment_slider, self.segment_menu),
+                controls(
+                    self.checkpoint_slider,
+                    self.checkpoint_label,
+                    self.layer_slider,
+                    self.segment_slider,
+                    self.segment_menu,
+                ),
                 controls(self.term_menu, self.query_menu, self.opacity_slider),
                 pictures(views["choice"], views["rival"]),
                 views["matrix"],
@@ -119,8 +122,22 @@ class MatchingInspector(Explorer):
         views["matrix"].observe(self._on_click, "clicked")
         self.query_menu.observe(self._on_query, "value")
         self.checkpoint_slider.observe(lambda change: self._show(), "value")
-        self.prediction_slider.observe(lambda change: self._tell_training(), "value")
+        self.layer_slider.observe(lambda change: self._tell_training(), "value")
         self._show()
+
+    @classmethod
+    def from_output(
+        cls, output: Output | Mapping[str, Output], image: np.ndarray, target: Target | np.ndarray, **options
+    ) -> MatchingInspector:
+        """Look into outputs that are there already, made of this image.
+
+        Args:
+            output: one, or several by name.
+            image, target: as above.
+            options: of MatchingInspector, but for the sizes.
+        """
+        outputs = output if isinstance(output, Mapping) else {"": output}
+        return cls({name: lambda images, made=made: made for name, made in outputs.items()}, image, target, **options)
 
     @classmethod
     def from_run(
@@ -172,14 +189,14 @@ class MatchingInspector(Explorer):
         return self.traces[self.checkpoint]
 
     @property
-    def prediction(self) -> int:
-        """The prediction that is shown; 0 is the learned queries'."""
-        return self.prediction_slider.value
+    def layer(self) -> int:
+        """The prediction that is shown: 0 is the learned queries', n that after n layers."""
+        return self.layer_slider.value
 
-    @prediction.setter
-    def prediction(self, prediction: int) -> None:
-        check_range("prediction", prediction, self.trace.num_predictions)
-        self.prediction_slider.value = prediction
+    @layer.setter
+    def layer(self, layer: int) -> None:
+        check_range("layer", layer, self.trace.num_predictions)
+        self.layer_slider.value = layer
 
     @property
     def segment(self) -> int:
@@ -210,8 +227,10 @@ class MatchingInspector(Explorer):
             "checkpoint-slider", "training", len(self.traces) - 1, len(self.traces) - 1, help_of["checkpoint"],
             readout=False,
         )  # fmt: skip
-        self.checkpoint_label = ipywidgets.Label().add_class("m2f-checkpoint")
-        self.prediction_slider = slider("prediction-slider", "prediction", last, last, help_of["prediction"])
+        self.checkpoint_label = ipywidgets.Label(tooltip=help_of["checkpoint"]).add_class("m2f-checkpoint")
+        if len(self.traces) == 1:
+            self.checkpoint_slider.layout.display = self.checkpoint_label.layout.display = "none"
+        self.layer_slider = slider("prediction-slider", "layer", last, last, help_of["layer"])
         self.segment_slider = slider(
             "segment-slider", "segment", 0, len(self.names) - 1, help_of["segment"], readout=False
         )
@@ -226,11 +245,12 @@ class MatchingInspector(Explorer):
     def _pairs(self, views: dict[str, MaskView]) -> list[tuple[tuple, tuple]]:
         """What the browser keeps equal."""
         pairs = [((self.segment_slider, "value"), (self.segment_menu, "index"))]
-        for view in views.values():
-            pairs.append(((self.prediction_slider, "value"), (view, "stack")))
-            pairs.append(((self.segment_slider, "value"), (view, "index")))
         pairs += [((self.opacity_slider, "value"), (views[name], "opacity")) for name in ("choice", "rival")]
-        return [*pairs, ((self.term_menu, "index"), (views["matrix"], "channel"))]
+        for view in views.values():
+            pairs.append(((self.layer_slider, "value"), (view, "stack")))
+            pairs.append(((self.segment_slider, "value"), (view, "index")))
+            pairs.append(((self.term_menu, "index"), (view, "channel")))
+        return pairs
 
     def _on_click(self, change: dict) -> None:
         """A cell of the matrix was clicked; the browser has chosen its segment already."""
@@ -266,36 +286,35 @@ class MatchingInspector(Explorer):
 
     def _tell_training(self) -> None:
         if len(self.traces) > 1:
-            self.table.value = words.over_training(self.traces, self.prediction, self.names)
+            self.table.value = words.over_training(self.traces, self.layer, self.names)
 
-    def figure(self, prediction: int | None = None, checkpoint: str | None = None) -> Figure:
+    def figure(self, layer: int | None = None, checkpoint: str | None = None) -> Figure:
         """A static figure: the three terms with choice and runner-up marked, the margins, and the assignment over
         all predictions.
 
         Args:
-            prediction: by default the one that is shown.
+            layer: 0 is the learned queries', n after n layers; by default what is shown.
             checkpoint: name of a model; by default the one that is shown.
         """
         from m2f_lab.explore import plots  # a second to import, and most tools are never printed
 
-        prediction = self.prediction if prediction is None else prediction
+        layer = self.layer if layer is None else layer
         trace = self.trace if checkpoint is None else self.trace_of(checkpoint)
-        check_range("prediction", prediction, trace.num_predictions)
+        check_range("layer", layer, trace.num_predictions)
         return plots.matching(
-            trace.terms, trace.chosen, trace.runner_up, trace.margin, self.names, prediction, title=checkpoint or ""
+            trace.terms, trace.chosen, trace.runner_up, trace.margin, self.names, layer, title=checkpoint or ""
         )
 
     def save_html(self, path: str | Path, title: str = "Which query learns which segment") -> None:
         """Write one self-contained page, of the model that is shown, that scrubs and hovers without a kernel."""
         for view in self.views.values():
-            view.stack, view.index = self.prediction, self.segment
-        self.views["matrix"].channel = self.term_menu.index
+            view.stack, view.index, view.channel = self.layer, self.segment, self.term_menu.index
         segments = tuple((name, place) for place, name in enumerate(self.names))
         save_page(
             path,
             [self.views["choice"], self.views["rival"], self.views["matrix"]],
             controls=[
-                Control("stack", "prediction", words.HELP["prediction"], high=self.trace.num_predictions - 1),
+                Control("stack", "layer", words.HELP["layer"], high=self.trace.num_predictions - 1),
                 Control("index", "segment", words.HELP["segment"], options=segments),
                 Control(
                     "channel", "cost", words.HELP["sum"], options=tuple((m, i) for i, m in enumerate(words.MATRICES))
@@ -304,13 +323,13 @@ class MatchingInspector(Explorer):
             linked=("stack", "index", "channel"),
             title=title,
             note="Click a row of the matrix to choose its segment. Then left and right arrows change the segment, up "
-            "and down the prediction, and digits the term.",
+            "and down the layer, and digits the term.",
         )
 
     def close(self) -> None:
         """Take the inspector off the page and give its memory back."""
-        super().close()
         self.traces, self._masks = {}, {}
+        super().close()
 
 
 def _checked_target(target: Target | np.ndarray, image: np.ndarray) -> Target:

@@ -5,22 +5,22 @@ L predictions, Q queries, T segments, h/w of a grid over the image.
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from m2f_lab.explore.captions import Caption, Table
+from m2f_lab.explore.labels import percent
 from m2f_lab.explore.mask_drawing import heat
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.matching import NONE, TERMS, MatchedMasks, MatchingTrace, kept_share
+from m2f_lab.explore.tables import html_table
 
 MATRICES = ("sum", *TERMS)
 """What the cost matrix shows, by channel."""
 
 HELP = {
-    "prediction": "The model predicts once from the learned queries (0) and once after every decoder layer. Each "
-    "prediction is matched by itself.",
+    "layer": "Decoder layers refine the queries one after the other. 0: the learned queries, before any layer. n: "
+    "after n layers. Each of these predictions is matched by itself.",
     "segment": "A segment of the ground truth. Matching gives each one a query, which is trained to become it.",
     "matrix": "The cost of every pair of a segment (row) and a query (column), compared with the cheapest query of "
     "the segment: the brighter, the cheaper. The matcher "
@@ -160,7 +160,7 @@ def make_views(
     empty = np.full((trace.num_segments, *masks.segments.shape[1:]), 255, np.uint8)
     last = trace.num_predictions - 1
     common = {"colors": part_table(), "names": PARTS, "width": width, "opacity": 1.0, "stack": last,
-              "group": f"matching-{id(trace)}"}  # fmt: skip
+              "num_channels": len(MATRICES), "group": f"matching-{id(trace)}"}  # fmt: skip
     canvas = layout.canvas()
     x, y = layout.center(0, 0)
     return {
@@ -170,7 +170,7 @@ def make_views(
             canvas, matrix_stacks(trace, layout)[0], colors=cost_table(), smooth=False, opacity=1.0, stack=last,
             pick=layout.pick(), clicked=[int(x * canvas.shape[1]), int(y * canvas.shape[0])], width=canvas.shape[1],
             title="What each query would cost each segment", help=HELP["matrix"],
-            readout="{value} above the cheapest", unit="above the cheapest query of the segment",
+            readout="{value} above the cheapest", coordinates=False, unit="above the cheapest query of the segment",
         ),
     }  # fmt: skip
 
@@ -192,7 +192,7 @@ def show_agreement(
     with view.hold_sync():
         view.title = title
         view.masks = masks.agreement(queries).tobytes()
-        view.captions = [[caption.as_json() for caption in row] for row in captions]
+        view.set_captions(captions)
 
 
 # ---------------------------------------------------------------------------------------------------------- in words
@@ -200,6 +200,11 @@ def show_agreement(
 
 def segment_names(trace: MatchingTrace, labels: list[tuple[str, str]]) -> list[str]:
     return [f"{segment} {labels[label][0]}" for segment, label in enumerate(trace.labels.tolist())]
+
+
+def when(prediction: int) -> str:
+    """Which prediction it is, in words."""
+    return f"After layer {prediction}" if prediction else "Before the first layer"
 
 
 def margin_in_words(trace: MatchingTrace, prediction: int, segment: int) -> str:
@@ -232,7 +237,7 @@ def choice_captions(trace: MatchingTrace, names: list[str]) -> list[list[Caption
         rows = tuple((f"{q}", *_numbers(trace, prediction, q, segment), words.get(q, "")) for q in order)
         got = f"query {query}" if query != NONE else "no query"
         return Caption(
-            text=f"Prediction {prediction}: segment {names[segment]} got {got}.",
+            text=f"{when(prediction)}: segment {names[segment]} got {got}.",
             table=Table(header, rows, tuple(i for i, q in enumerate(order) if q == query)),
         )
 
@@ -249,7 +254,7 @@ def rival_captions(trace: MatchingTrace, other: int | None) -> list[list[Caption
         other: the query that is laid over the segment; None for the runner-up.
     """
     header = (
-        ("prediction", HELP["prediction"]), ("query", HELP["choice"]), ("cost", HELP["cost"]),
+        ("layer", HELP["layer"]), ("query", HELP["choice"]), ("cost", HELP["cost"]),
         ("runner-up", HELP["runner-up"]), ("margin", HELP["margin"]),
     )  # fmt: skip
 
@@ -288,16 +293,13 @@ def say_margin(margin: float) -> str:
 def over_training(traces: dict[str, MatchingTrace], prediction: int, names: list[str]) -> str:
     """A table: the query of each segment in one prediction, checkpoint by checkpoint; changes are bold. HTML"""
     queries = np.stack([trace.chosen[prediction] for trace in traces.values()])  # (N, T)
-    kept = ["", *(f"{share:.0%}" if share == share else "–" for share in kept_share(queries))]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("checkpoint", *names, "kept their query"))
-    body = ""
-    for row, (name, share) in enumerate(zip(traces, kept, strict=True)):
-        cells = [say_query(query) for query in queries[row]]
-        if row:
-            cells = [f"<b>{c}</b>" if queries[row, t] != queries[row - 1, t] else c for t, c in enumerate(cells)]
-        body += f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}<td>{share}</td></tr>"
-    title = f"Query of each segment in prediction {prediction}, over training"
-    return f'<b>{title}</b><table class="m2f-table"><tr>{head}</tr>{body}</table>'
+    kept = ["", *(percent(share) if share == share else "–" for share in kept_share(queries))]
+    rows = [("checkpoint", *names, "kept their query")]
+    for name, row, share in zip(traces, queries, kept, strict=True):
+        rows.append((name, *map(say_query, row), share))
+    changed = {(int(row) + 1, int(segment) + 1) for row, segment in np.argwhere(queries[1:] != queries[:-1])}
+    title = f"Query of each segment over training, {when(prediction).lower()}"
+    return f"<b>{title}</b>{html_table(rows, bold=changed)}"
 
 
 def _cut(name: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:

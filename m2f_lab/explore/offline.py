@@ -13,28 +13,23 @@ from pathlib import Path
 import anywidget
 
 from m2f_lab.explore.mask_view import BROWSER, MaskView
+from m2f_lab.explore.page import write_page
 
 LINKED = ("stack", "index", "channel", "opacity")
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>{css}</style></head>
-<body>
-<h1>{title}</h1>
-<p class="m2f-note">{note}</p>
+BODY = """<p class="m2f-note">{note}</p>
 <div id="m2f-controls"></div>
 <div id="m2f-views"></div>
 <script id="m2f-page" type="application/json">{page}</script>
-<script type="module">{script}</script>
-</body>
-</html>
-"""
+<script type="module">{script}</script>"""
 
 
 @dataclass(frozen=True)
 class Control:
-    """A slider from `low` to `high`, or a menu of (text, value) `options`, that moves one trait of all views."""
+    """A slider from `low` to `high`, or a menu of (text, value) `options`, that moves one trait of all views.
+
+    `first` is what 0 is called, where a person counts from another number.
+    """
 
     trait: str
     label: str
@@ -43,6 +38,7 @@ class Control:
     low: float = 0
     high: float = 1
     step: float = 1
+    first: int = 0
 
 
 def save_page(
@@ -76,18 +72,12 @@ def save_page(
         "linked": list(linked),
         "modules": list(modules),
     }
-    Path(path).write_text(
-        PAGE.format(
-            title=html.escape(title),
-            note=html.escape(note),
-            css=first._css + (BROWSER / "offline.css").read_text(encoding="utf-8"),
-            page=json.dumps(page, ensure_ascii=False).replace(
-                "</", "<\\/"
-            ),  # a closing tag in a string would end the script
-            script=(BROWSER / "offline.js").read_text(encoding="utf-8"),
-        ),
-        encoding="utf-8",
+    body = BODY.format(
+        note=html.escape(note),
+        page=json.dumps(page, ensure_ascii=False).replace("</", "<\\/"),  # a closing tag would end the script
+        script=(BROWSER / "offline.js").read_text(encoding="utf-8"),
     )
+    write_page(path, title, body, first._css + (BROWSER / "offline.css").read_text(encoding="utf-8"))
 
 
 def default_controls(view: MaskView) -> list[Control]:
@@ -107,7 +97,8 @@ def _state(view: MaskView, packed: dict[bytes, int], modules: dict[str, int]) ->
     names = set(view.traits(sync=True)) - set(anywidget.AnyWidget.class_traits(sync=True)) - {"stroke"}
     traits = {name: getattr(view, name) for name in sorted(names) if not name.startswith("_")}
     return {
-        "traits": {name: value for name, value in traits.items() if not isinstance(value, bytes)} | {"brush": 0},
+        "traits": {name: value for name, value in traits.items() if not isinstance(value, bytes)}
+        | {"brush": 0, "bound_keys": []},
         "packed": {
             name: packed.setdefault(value, len(packed)) for name, value in traits.items() if isinstance(value, bytes)
         },

@@ -17,11 +17,11 @@ from PIL import Image
 from m2f_lab.data import Classes
 from m2f_lab.explore.captions import Caption, Table
 from m2f_lab.explore.explorer import Explorer, controls, menu, pictures, share_slider
+from m2f_lab.explore.labels import Labels, class_labels, known_classes
 from m2f_lab.explore.ledger import Ledger, ledger_at, mask_probability_rows
 from m2f_lab.explore.mask_drawing import label_table
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.offline import Control, save_page
-from m2f_lab.explore.query_views import Labels, class_labels, known_classes
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.postprocess import semantic_rows
 from m2f_lab.inference.predict import look
@@ -57,6 +57,8 @@ class PixelLedger(Explorer):
     """Click a pixel: a table lists what every query gives to its score, class by class.
 
         PixelLedger(model, "street.png")
+
+    After a click, left and right arrows change the class whose score is shown.
 
     Attributes:
         label_map: the class of every pixel. uint8 [H, W]
@@ -104,8 +106,8 @@ class PixelLedger(Explorer):
             name="pixel-ledger",
             summary=f"PixelLedger({self._output.masks[-1].num_queries} queries, {size[1]} × {size[0]} pixels)",
             links=[
-                ((self.class_menu, "index"), (views["score"], "index")),
                 ((views["map"], "clicked"), (views["score"], "clicked")),
+                *(((self.class_menu, "index"), (view, "index")) for view in views.values()),
                 *(((self.opacity_slider, "value"), (view, "opacity")) for view in views.values()),
             ],
         )
@@ -122,7 +124,7 @@ class PixelLedger(Explorer):
         common = {"width": width, "pinned": True, "group": f"ledger-{id(self)}"}
         return {
             "map": MaskView(
-                self.image, self.label_map[None], colors=label_table(self.classes), names=names,
+                self.image, self.label_map[None], colors=label_table(self.classes), names=names, num_masks=len(names),
                 title="The class of every pixel", help=HELP["map"], **common,
             ),
             "score": MaskView(
@@ -195,8 +197,8 @@ class PixelLedger(Explorer):
 
     def close(self) -> None:
         """Take the ledger off the page and give its memory back."""
+        self._output = self._masks = self.ledger = None
         super().close()
-        self._output = self._masks = None
 
 
 def read_maps(scores: Rows) -> tuple[np.ndarray, np.ndarray]:

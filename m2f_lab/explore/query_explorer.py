@@ -14,10 +14,21 @@ import numpy as np
 from PIL import Image
 
 from m2f_lab.data import Classes
-from m2f_lab.explore.explorer import Explorer, check_range, controls, menu, pictures, share_slider, slider
+from m2f_lab.explore.explorer import (
+    Explorer,
+    HeadChoice,
+    check_range,
+    controls,
+    head_menu,
+    menu,
+    pictures,
+    share_slider,
+    slider,
+)
+from m2f_lab.explore.labels import class_labels
 from m2f_lab.explore.offline import Control, save_page
 from m2f_lab.explore.query_trace import over_image, rank_queries, top_classes, trace_queries
-from m2f_lab.explore.query_views import class_labels, head_options, make_views, query_options
+from m2f_lab.explore.query_views import make_views, query_options
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import look
 from m2f_lab.structures import Output
@@ -37,7 +48,7 @@ HELP = {
 }
 
 
-class QueryExplorer(Explorer):
+class QueryExplorer(HeadChoice, Explorer):
     """Explore the queries of one image.
 
         QueryExplorer(model, "street.png")
@@ -111,7 +122,7 @@ class QueryExplorer(Explorer):
         self.query_slider = slider("query-slider", "query", 0, trace.num_queries - 1, HELP["query"], readout=False)
         options = query_options(trace.class_probabilities[-1], self.order, self.labels)
         self.query_menu = menu("query-menu", "", options, HELP["query"])
-        self.head_menu = menu("head-menu", "attention", head_options(trace.num_heads), HELP["head"])
+        self.head_menu = head_menu(trace.num_heads, f"mean of {trace.num_heads} heads", HELP["head"])
         self.opacity_slider = share_slider("opacity-slider", "opacity", 0.7, HELP["opacity"])
         self.threshold_slider = share_slider("threshold-slider", "cut at", 0.0, HELP["threshold"])
 
@@ -156,16 +167,6 @@ class QueryExplorer(Explorer):
         check_range("query", query, self.trace.num_queries)
         self.query_slider.value = int(np.flatnonzero(self.order == query)[0])
 
-    @property
-    def head(self) -> int | None:
-        """The attention head that is shown, from 0; None for their mean."""
-        return self.head_menu.index - 1 if self.head_menu.index else None
-
-    @head.setter
-    def head(self, head: int | None) -> None:
-        check_range("head", 0 if head is None else head, self.trace.num_heads)
-        self.head_menu.index = 0 if head is None else head + 1
-
     def figure(self, layer: int | None = None, query: int | None = None, head: int | None = None) -> Figure:
         """A static figure: the mask before a layer, what the layer hid, where it looked, the mask after it.
 
@@ -207,7 +208,7 @@ class QueryExplorer(Explorer):
             controls=[
                 Control("stack", "layer", HELP["layer"], high=last),
                 Control("index", "query", HELP["query"], options=menu),
-                Control("channel", "attention", HELP["head"], options=tuple(head_options(self.trace.num_heads))),
+                Control("channel", "attention", HELP["head"], options=tuple(self.head_menu.options)),
                 Control("opacity", "opacity", HELP["opacity"], step=0.05),
             ],
             title=title,
@@ -223,5 +224,5 @@ class QueryExplorer(Explorer):
 
     def close(self) -> None:
         """Take the explorer off the page and give its memory back."""
-        super().close()
         self.trace = None
+        super().close()

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from m2f_lab.data import Classes
-from m2f_lab.data.colors import distinct_colors
 from m2f_lab.explore.captions import Caption
+from m2f_lab.explore.labels import Labels
 from m2f_lab.explore.mask_grid import MaskGrid
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.query_trace import QueryTrace, pool, top_classes, with_mean
@@ -37,35 +36,6 @@ HELP = {
 NOT_YET = "No layer has looked at the image yet."
 OPENED = "Its mask was empty, so nothing was left to see: the fallback opened every cell."
 
-Labels = list[tuple[str, str]]
-"""Name and CSS colour of each class; "no object" last. K + 1"""
-
-
-def known_classes(classes: Classes | None, num_classes: int) -> Classes:
-    """Names and colours of the classes, made up where they are not known.
-
-    Raises:
-        ValueError: there are names, but of another number of classes.
-    """
-    if classes is None:
-        names = tuple(f"class {k}" for k in range(num_classes))
-        return Classes(names, distinct_colors(num_classes), frozenset())
-    if len(classes) != num_classes:
-        raise ValueError(
-            f"The model predicts {num_classes} classes, but there are {len(classes)} class names; pass the classes it "
-            "was trained with."
-        )
-    return classes
-
-
-def class_labels(classes: Classes | None, num_classes: int) -> Labels:
-    """Names and CSS colours of `known_classes`, and of "no object"."""
-    known = known_classes(classes, num_classes)
-    labels = [
-        (name, f"rgb({', '.join(map(str, color))})") for name, color in zip(known.names, known.colors, strict=True)
-    ]
-    return [*labels, ("no object", "#9aa0a6")]
-
 
 def query_options(probabilities: np.ndarray, order: np.ndarray, labels: Labels) -> list[tuple[str, int]]:
     """Menu entries in the given order: query number, best class and its probability.
@@ -84,10 +54,6 @@ def query_options(probabilities: np.ndarray, order: np.ndarray, labels: Labels) 
         text = f"query {query} · {labels[best][0]} {probabilities[query, best]:.0%}"
         entries.append((text + " (no object)" if unlikely else text, query))
     return entries
-
-
-def head_options(num_heads: int) -> list[tuple[str, int]]:
-    return [(f"mean of {num_heads} heads", 0), *((f"head {head}", head) for head in range(1, num_heads + 1))]
 
 
 def mask_captions(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[list[Caption]]:

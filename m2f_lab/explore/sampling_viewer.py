@@ -10,16 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
-from m2f_lab.explore.explorer import Explorer, check_range, controls, menu, pictures, share_slider, slider
+from m2f_lab.explore.explorer import (
+    Explorer,
+    HeadChoice,
+    check_range,
+    controls,
+    head_menu,
+    layer_slider,
+    menu,
+    pictures,
+    share_slider,
+)
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.offline import Control, save_page
 from m2f_lab.explore.sampling import STRIDES, SamplingPoints, SamplingTrace, trace_sampling
 from m2f_lab.explore.sampling_views import answer_everywhere, answer_place, reach_maps
-from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
-from m2f_lab.inference.predict import device_of, evaluating
+from m2f_lab.inference.images import as_rgb
+from m2f_lab.inference.predict import look
 from m2f_lab.structures import Output
 
 if TYPE_CHECKING:
@@ -29,7 +38,8 @@ HELP = {
     "picture": "The pixel decoder lets every position look at a few points of each of its three levels. Click a place "
     "to see the points of the position there: larger dots weigh more, their colour is the level they are read from. "
     "Below the dots lies, as heat, how far away every position reads: its reach.",
-    "layer": "The pixel decoder's encoder layers, one after the other, counted from zero as in the code.",
+    "layer": "The pixel decoder's encoder layers, one after the other. (The code counts from zero: layer n is "
+    "pixel_decoder.layer.n-1.)",
     "level": "Which of the three levels' positions is shown: one of stride 32 stands for 32 × 32 pixels of the image "
     "as the model sees it.",
     "head": "Attention heads look independently of each other. On the keyboard: digits; 0 is all of them.",
@@ -37,7 +47,7 @@ HELP = {
 }
 
 
-class SamplingViewer(Explorer):
+class SamplingViewer(HeadChoice, Explorer):
     """Look at the sampling points of one image, of one model or of several side by side.
 
         SamplingViewer(model, "street.png")
@@ -76,8 +86,10 @@ class SamplingViewer(Explorer):
             raise ValueError("SamplingViewer needs a model, or several by name; there is none.")
         self.image = as_rgb(image)
         self.width = width
-        seen = resize_image(self.image, fitted_size(self.image.shape[:2], shortest_edge, longest_edge))
-        self.traces = {name: _trace(each, seen) for name, each in models.items()}
+        self.traces = {
+            name: trace_sampling(look(each, self.image, shortest_edge, longest_edge, return_intermediates=True))
+            for name, each in models.items()
+        }
         shapes = {name: (trace.num_layers, trace.num_heads) for name, trace in self.traces.items()}
         if len(set(shapes.values())) > 1:
             differ = ", ".join(f"{name}: {layers} and {heads}" for name, (layers, heads) in shapes.items())
@@ -141,13 +153,13 @@ class SamplingViewer(Explorer):
 
     @property
     def layer(self) -> int:
-        """The encoder layer that is shown, from 0."""
-        return self.layer_slider.value
+        """The encoder layer that is shown, from 1."""
+        return self.layer_slider.index + 1
 
     @layer.setter
     def layer(self, layer: int) -> None:
-        check_range("layer", layer, self._trace.num_layers)
-        self.layer_slider.value = layer
+        check_range("layer", layer, self._trace.num_layers, first=1)
+        self.layer_slider.index = layer - 1
 
     @property
     def stride(self) -> int:
@@ -159,16 +171,6 @@ class SamplingViewer(Explorer):
         if stride not in STRIDES:
             raise ValueError(f"stride must be one of {', '.join(map(str, STRIDES))}, got {stride}.")
         self.level_menu.value = stride
-
-    @property
-    def head(self) -> int | None:
-        """The attention head that is shown, from 0; None for all of them."""
-        return self.head_menu.index - 1 if self.head_menu.index else None
-
-    @head.setter
-    def head(self, head: int | None) -> None:
-        check_range("head", 0 if head is None else head, self._trace.num_heads)
-        self.head_menu.index = 0 if head is None else head + 1
 
     def points(self, name: str | None = None) -> SamplingPoints:
         """What is shown: the points of the position at `pixel` on the level of `stride`.
@@ -186,16 +188,15 @@ class SamplingViewer(Explorer):
     def _make_controls(self) -> None:
         num_layers, num_heads = self._trace.num_layers, self._trace.num_heads
         levels = [("stride 32: coarse", 32), ("stride 16", 16), ("stride 8: fine", 8)]
-        heads = [("all heads", 0), *((f"head {head}", head) for head in range(1, num_heads + 1))]
-        self.layer_slider = slider("layer-slider", "layer", num_layers - 1, num_layers - 1, HELP["layer"])
+        self.layer_slider = layer_slider("encoder layer", num_layers, HELP["layer"])
         self.level_menu = menu("level-menu", "asked by", levels, HELP["level"], value=8)
-        self.head_menu = menu("head-menu", "points of", heads, HELP["head"])
+        self.head_menu = head_menu(num_heads, "all heads", HELP["head"])
         self.reach_slider = share_slider("reach-slider", "reach", 0.0, HELP["reach"])
 
     def _pairs(self) -> list[tuple[tuple, str]]:
         """Controls, and the value of a picture that each of them moves."""
         return [
-            ((self.layer_slider, "value"), "stack"),
+            ((self.layer_slider, "index"), "stack"),
             ((self.level_menu, "index"), "index"),
             ((self.head_menu, "index"), "channel"),
             ((self.reach_slider, "value"), "opacity"),
@@ -230,7 +231,7 @@ class SamplingViewer(Explorer):
         """A static figure of the place and the level that are shown: a row per model, a column per layer.
 
         Args:
-            layers: from 0; by default the one that is shown.
+            layers: from 1; by default the one that is shown.
             head: from 0; by default what is shown.
         """
         from m2f_lab.explore import plots  # a second to import, and most viewers are never printed
@@ -242,10 +243,10 @@ class SamplingViewer(Explorer):
         for name in self.traces:
             sampled = self.points(name)
             for layer in layers:
-                check_range("layer", layer, self._trace.num_layers)
+                check_range("layer", layer, self._trace.num_layers, first=1)
                 title = f"{name}, layer {layer}" if name else f"layer {layer}"
                 panels[title if head is None else f"{title}, head {head + 1}"] = (
-                    sampled.location, sampled.points[layer, heads], sampled.weights[layer, heads],
+                    sampled.location, sampled.points[layer - 1, heads], sampled.weights[layer - 1, heads],
                 )  # fmt: skip
         # A single layer: models side by side.
         return plots.sampling_panels(self.image, panels, columns=len(layers) if len(layers) > 1 else None)
@@ -265,14 +266,13 @@ class SamplingViewer(Explorer):
         try:
             for name, view in views.items():
                 answer_everywhere(view, self.traces[name], self.stride, places)
-                view.stack, view.channel, view.opacity = self.layer, self.head_menu.index, self.reach_slider.value
-            heads = tuple((text, value) for text, value in self.head_menu.options)
+                view.stack, view.channel, view.opacity = self.layer - 1, self.head_menu.index, self.reach_slider.value
             save_page(
                 path,
                 list(views.values()),
                 controls=[
-                    Control("stack", "layer", HELP["layer"], high=self._trace.num_layers - 1),
-                    Control("channel", "points of", HELP["head"], options=heads),
+                    Control("stack", "encoder layer", HELP["layer"], high=self._trace.num_layers - 1, first=1),
+                    Control("channel", "attention", HELP["head"], options=tuple(self.head_menu.options)),
                     Control("opacity", "reach", HELP["reach"], step=0.05),
                 ],
                 linked=("stack", "channel", "opacity", "clicked"),
@@ -288,9 +288,3 @@ class SamplingViewer(Explorer):
         """Take the viewer off the page and give its memory back."""
         self.traces = {}
         super().close()
-
-
-def _trace(model: Callable[..., Output], seen: np.ndarray) -> SamplingTrace:
-    tensor = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(device_of(model))
-    with evaluating(model), torch.inference_mode():
-        return trace_sampling(model(tensor, return_intermediates=True))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from m2f_lab.explore.captions import Caption, Table
+from m2f_lab.explore.labels import percent
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.sampling import SamplingPoints, SamplingTrace
 
@@ -69,23 +70,20 @@ def _marks(sampled: SamplingPoints) -> np.ndarray:
     return marks.reshape(*marks.shape[:2], -1, 3)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def _notes(sampled: SamplingPoints) -> list[Caption]:
     """What each layer reads there, in numbers."""
     row, column = sampled.cell
     notes = []
     for layer, (shares, distances, outside) in enumerate(
-        zip(sampled.level_shares, sampled.distances, sampled.outside, strict=True)
+        zip(sampled.level_shares, sampled.distances, sampled.outside, strict=True), start=1
     ):
         text = (
-            f"Layer {layer}: row {row}, column {column} of stride {sampled.stride} reads {distances.mean():.0f} pixels "
-            f"away on average; {_percent(outside.mean())} of its points lie outside the image."
+            f"Encoder layer {layer} of {len(sampled.weights)}: row {row}, column {column} of stride {sampled.stride} "
+            f"reads {distances.mean():.0f} pixels away on average; {percent(outside.mean())} of its points lie outside "
+            "the image."
         )
         rows = tuple(
-            (str(head + 1), f"{distances[head]:.0f}", *map(_percent, (*shares[head], outside[head])))
+            (str(head + 1), f"{distances[head]:.0f}", *map(percent, (*shares[head], outside[head])))
             for head in range(len(distances))
         )
         bars = tuple(

@@ -7,11 +7,31 @@ function step(model, name, value, count) {
   model.save_changes();
 }
 
+/** What the kernel calls a key: "m", "shift-ctrl-z". The ⌘ of a Mac is ctrl. */
+function nameOf(event) {
+  const held = [["shift-", event.shiftKey], ["ctrl-", event.ctrlKey || event.metaKey], ["alt-", event.altKey]];
+  return held.map(([name, down]) => (down ? name : "")).join("") + event.key.toLowerCase();
+}
+
+/** Tell the kernel of a key that it asked for. Numbered: the same key once more is another stroke. */
+function report(model, key) {
+  if (!model.get("bound_keys").includes(key)) return false;
+  model.set("pressed", [(model.get("pressed")[0] ?? 0) + 1, key]);
+  model.save_changes();
+  return true;
+}
+
 /** Left and right: the mask. Up and down: the stack. Digits: the channel. `order` is what left and right step through. */
 function onKey(event, model, order) {
+  if (report(model, nameOf(event))) {
+    event.preventDefault();
+    event.stopPropagation();
+    return;
+  }
   if (event.altKey || event.ctrlKey || event.metaKey) return;
   const shapes = model.get("shapes"), stack = model.get("stack"), numChannels = model.get("num_channels");
-  const numMasks = shapes[clamp(stack, 0, shapes.length - 1)][0];
+  const numStacks = Math.max(model.get("num_stacks"), shapes.length);
+  const numMasks = Math.max(model.get("num_masks"), shapes[clamp(stack, 0, shapes.length - 1)][0]);
   const sequence = order ?? Array.from({ length: numMasks }, (_, i) => i);
   const place = Math.max(sequence.indexOf(model.get("index")), 0), last = sequence.length - 1;
   const goTo = (next) => step(model, "index", sequence[clamp(next, 0, last)], numMasks);
@@ -19,8 +39,8 @@ function onKey(event, model, order) {
   else if (event.key === "ArrowLeft") goTo(place - 1);
   else if (event.key === "Home") goTo(0);
   else if (event.key === "End") goTo(last);
-  else if (event.key === "ArrowUp") step(model, "stack", stack + 1, shapes.length);
-  else if (event.key === "ArrowDown") step(model, "stack", stack - 1, shapes.length);
+  else if (event.key === "ArrowUp") step(model, "stack", stack + 1, numStacks);
+  else if (event.key === "ArrowDown") step(model, "stack", stack - 1, numStacks);
   else if (/^[0-9]$/.test(event.key) && Number(event.key) < numChannels) {
     step(model, "channel", Number(event.key), numChannels);
   }

@@ -90,7 +90,8 @@ function render({ model, el }) {
   function showTip(mask) {
     const [width, height] = model.get("image_size"), [u, v] = pointer;
     const x = Math.min(Math.floor(u * width), width - 1), y = Math.min(Math.floor(v * height), height - 1);
-    tip.textContent = `x ${x}, y ${y} · ${readout(model, valueAt(model, mask, u, v))}`;
+    const where = model.get("coordinates") ? `x ${x}, y ${y} · ` : "";
+    tip.textContent = where + readout(model, valueAt(model, mask, u, v));
     tip.style.left = `${100 * u}%`;
     tip.style.top = `${100 * v}%`;
     tip.classList.toggle("m2f-tip-left", u > 0.5);

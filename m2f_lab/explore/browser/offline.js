@@ -30,7 +30,7 @@ async function load(state) {
   return Object.assign(new Model({ ...state.traits, ...binary }), { module: modules[state.module] });
 }
 
-function control({ trait, label, help, options, low, high, step }, models) {
+function control({ trait, label, help, options, low, high, step, first: start }, models) {
   const box = document.createElement("label");
   box.title = help;
   box.append(Object.assign(document.createElement("span"), { textContent: label }));
@@ -47,7 +47,7 @@ function control({ trait, label, help, options, low, high, step }, models) {
   const first = models.find((model) => model.get(trait) !== undefined);
   const read = () => {
     input.value = first.get(trait);
-    shown.textContent = step < 1 ? `${Math.round(100 * input.value)} %` : input.value;
+    shown.textContent = step < 1 ? `${Math.round(100 * input.value)} %` : Number(input.value) + start;
   };
   const value = () => (options ? options[input.selectedIndex][1] : Number(input.value));
   input.addEventListener("input", () => models.forEach((model) => model.set(trait, value())));

@@ -94,5 +94,5 @@ def _over_layers(ax: Axes, chosen: np.ndarray, prediction: int) -> None:
         ax.text(layer, segment, text, ha="center", va="center", fontsize=SMALL, fontweight=weight)
     kept = ["", *("–" if np.isnan(share) else f"{share:.0%}" for share in kept_share(chosen))]
     ax.set_xticks(range(len(chosen)), [f"{layer}\n{share}" for layer, share in enumerate(kept)], fontsize=SMALL)
-    ax.set_xlabel("prediction\n(share that kept its query)", fontsize=SMALL)
-    ax.set_title("query by prediction", fontsize=TITLE)
+    ax.set_xlabel("layer\n(share that kept its query)", fontsize=SMALL)
+    ax.set_title("query by layer", fontsize=TITLE)
