@@ -10,6 +10,7 @@ keeps is held minus before; the limit is 1536 MiB. Appends the table to benchmar
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import subprocess
@@ -35,7 +36,7 @@ def measure(name: str) -> dict[str, float]:
     from m2f_lab import explore, recipes
     from m2f_lab.data.scenes import draw_street
     from m2f_lab.explore import plots  # noqa: F401  what a tool imports for its static figure is not its own
-    from m2f_lab.explore.explorer import release_memory
+    from m2f_lab.explore.explorer import trim_heap
     from m2f_lab.inference.predict import look
     from m2f_lab.model import build_model
 
@@ -45,7 +46,8 @@ def measure(name: str) -> dict[str, float]:
     truth = [scene.class_ids % model.config.num_classes] if name == "MatchingInspector" else []
     tool_class = getattr(explore, name)
     look(model, scene.image[:256, :256])
-    release_memory()
+    gc.collect()
+    trim_heap()
     found = {"before": memory()}
     for _ in range(3):
         tool = tool_class(model, scene.image, *truth)

@@ -111,6 +111,28 @@ def test_undo_redo_and_reset(tool: CounterfactualExplorer) -> None:
     assert tool.edits == (Mute(6),)
 
 
+@pytest.mark.parametrize("picture", ["hidden", "result", "difference"])
+def test_keys_mute_undo_and_redo(tool: CounterfactualExplorer, picture: str) -> None:
+    tool.layer, tool.query = 2, 6
+    numbers = iter(range(1, 10))
+    muted = (Mute(6, from_layer=2),)
+    for key, edits in (
+        ("m", muted), ("u", ()), ("y", muted), ("ctrl-z", ()), ("shift-ctrl-z", muted), ("u", ()), ("ctrl-y", muted),
+    ):  # fmt: skip
+        tool.views[picture].set_state({"pressed": [next(numbers), key]})
+        assert tool.edits == edits, key
+
+
+def test_arrows_choose_on_every_picture(tool: CounterfactualExplorer) -> None:
+    links = {(*source, *target) for source, target in ((link.source, link.target) for link in tool._links)}
+    for name, view in tool.views.items():
+        assert (tool.controls.layer, "index", view, "stack") in links
+        view.set_state({"stack": LAYERS - 1})
+        if name != "result":  # there, they switch between before and now
+            assert (tool.controls.query, "value", view, "index") in links
+            view.set_state({"index": QUERIES - 1})
+
+
 def test_each_click_runs_the_decoder_once(tool: CounterfactualExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
     run = Replay.run

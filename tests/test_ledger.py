@@ -125,6 +125,14 @@ def test_a_page_knows_a_grid_of_ledgers_and_leaves_the_tool_as_it_was(tmp_path) 
     assert tool.views["score"].places == [1, 1]
 
 
+def test_arrows_on_both_pictures_change_the_class() -> None:
+    tool = some_ledger()
+    links = {(*link.source, *link.target) for link in tool._links}
+    for view in tool.views.values():
+        assert (tool.class_menu, "index", view, "index") in links
+        view.set_state({"index": len(tool.classes) - 1})
+
+
 def test_figure_name_and_end() -> None:
     tool = some_ledger()
     assert repr(tool) == "PixelLedger(12 queries, 96 × 64 pixels)"

@@ -284,6 +284,25 @@ def test_a_stroke_is_told_once_and_the_same_stroke_again_is_another_one() -> Non
     ]
 
 
+def test_keys_that_were_asked_for_are_told_every_time() -> None:
+    view, told = some_view(), []
+    view.on_keys({"m": lambda: told.append("mute"), "ctrl-z": lambda: told.append("undo")})
+    assert view.get_state()["bound_keys"] == ["m", "ctrl-z"]
+    for number, key in enumerate(("m", "m", "ctrl-z"), start=1):
+        view.set_state({"pressed": [number, key]})
+    assert told == ["mute", "mute", "undo"]
+
+
+def test_arrows_may_step_through_more_than_one_picture_holds() -> None:
+    view = some_view(num_masks=7, num_stacks=4)
+    view.set_state({"index": 6, "stack": 3})
+    assert (view.index, view.stack) == (6, 3)
+    assert np.array_equal(view.mask, some_view(index=2, stack=1).mask)  # the last there is
+    for name, wrong in (("index", 7), ("stack", 4)):
+        with pytest.raises(traitlets.TraitError):
+            setattr(view, name, wrong)
+
+
 # ------------------------------------------------------------------------------------------------------------- the grid
 
 

@@ -235,6 +235,16 @@ def test_the_table_over_training_marks_what_changed(several: MatchingInspector) 
     assert "<i>" not in over_training({"<i>": several.trace}, 0, several.names)
 
 
+def test_outputs_that_are_there_already() -> None:
+    outputs = {"early": toy_model()(None), "late": toy_model(seed=1)(None)}
+    made = MatchingInspector.from_output(outputs, IMAGE, toy_target(), criterion=CRITERION)
+    for name, model in (("early", toy_model()), ("late", toy_model(seed=1))):
+        expected = MatchingInspector(model, IMAGE, toy_target(), criterion=CRITERION).trace
+        np.testing.assert_array_equal(made.traces[name].cost, expected.cost)
+    assert not made.views["matrix"].coordinates  # its pixels are no pixels of the image
+    assert made.views["choice"].num_channels == made.views["matrix"].num_channels == 4
+
+
 def test_names_and_classes(inspector: MatchingInspector) -> None:
     assert inspector.names == ["0 class 0", "1 class 1", "2 class 2"]
     assert [text for text, _ in inspector.segment_menu.options] == [f"segment {name}" for name in inspector.names]

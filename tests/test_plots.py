@@ -263,6 +263,8 @@ FIGURES = {
     ),
     "compared_runs": lambda: plots.compared_runs({"a": ([{"iteration": 1, "loss": 1.0, "seconds": 1.0}], [])}),
     "bars": lambda: plots.bars(["a"], [1.0], "x"),
+    "label_change": lambda: plots.label_change(IMAGE, PREDICTION, 2 - PREDICTION, CLASSES, "t"),
+    "pixel_ledger": lambda: plots.pixel_ledger(IMAGE, PREDICTION, CLASSES, RNG.random((9, 4)), (5, 6)),
     "dumbbells": lambda: plots.dumbbells(["a"], [(1.0, 0.5)], ("before", "after"), "x"),
     "matrices": lambda: plots.matrices({"a": MASKS[0]}, "q", list("abcdefghij")),
     "confusion": lambda: plots.confusion(np.eye(4), CLASSES.names),

@@ -51,6 +51,7 @@ class Explorer(ipywidgets.VBox):
         self._links = tuple(ipywidgets.jslink(source, target) for source, target in links)
         super().__init__(list(rows))
         self.add_class("m2f-explorer").add_class(f"m2f-{name}")
+        trim_heap()  # of what the model needed on its way
 
     def close(self) -> None:
         """Take the tool off the page and give its memory back; tools drop their own arrays first."""
@@ -64,7 +65,8 @@ class Explorer(ipywidgets.VBox):
         super().close()
         for part in parts:
             part.close()
-        release_memory()
+        gc.collect()  # callbacks go round in circles
+        trim_heap()
 
     def __repr__(self) -> str:
         return self._summary
@@ -92,12 +94,11 @@ class HeadChoice:
         self.head_menu.index = 0 if head is None else head + 1
 
 
-def release_memory() -> None:
-    """Free what only cycles hold, and hand what is free back to the system.
+def trim_heap() -> None:
+    """Hand freed memory back to the system.
 
-    glibc keeps what was freed in pieces for later: after a tool on a large image was closed, hundreds of megabytes.
+    glibc keeps what was freed in pieces for later: after a model saw a large image, hundreds of megabytes.
     """
-    gc.collect()
     with suppress(OSError, AttributeError):  # other systems hand it back by themselves
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
