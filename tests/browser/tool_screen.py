@@ -21,6 +21,8 @@ from playwright.sync_api import Locator, Page, expect
 from m2f_lab.explore.explorer import Explorer
 from m2f_lab.explore.mask_drawing import composite
 from m2f_lab.explore.mask_grid import MaskGrid
+from m2f_lab.explore.sampling import SamplingPoints
+from m2f_lab.explore.sampling_views import ASKS, LEVELS
 
 ARTEFACTS = Path(__file__).resolve().parents[1] / "artefacts" / "tools"
 TIMEOUT = 10  # seconds until a picture must be there
@@ -34,23 +36,24 @@ class ToolScreen:
 
     Attributes:
         box: the tool.
+        names: of the pictures there, thumbnails apart; by default all of the twin's.
         images: the canvases without masks, at the size at which they are drawn; see `remember_images`.
     """
 
-    def __init__(self, page: Page, selector: str, twin: Explorer) -> None:
+    def __init__(self, page: Page, selector: str, twin: Explorer, names: list[str] | None = None) -> None:
         self.page, self.selector, self.twin = page, selector, twin
         self.box = page.locator(selector)
         self.images: dict[str, np.ndarray] = {}
         grids = {name for name, view in twin.views.items() if isinstance(view, MaskGrid)}
-        self._views = [name for name in twin.views if name not in grids]
-        expect(self.box.locator(".m2f-canvas[data-drawn]")).to_have_count(len(self._views))
+        self.names = [name for name in twin.views if name not in grids] if names is None else names
+        expect(self.box.locator(".m2f-canvas[data-drawn]")).to_have_count(len(self.names))
         expect(self.box.locator(".m2f-grid-canvas[data-drawn]")).to_have_count(len(grids))
 
     # ---------------------------------------------------------------------------------------------------- what is there
 
     def view(self, name: str) -> Locator:
         """A picture with all that is written around it."""
-        return self.box.locator(".m2f-maskview").nth(self._views.index(name))
+        return self.box.locator(".m2f-maskview").nth(self.names.index(name))
 
     def canvas(self, name: str) -> Locator:
         return self.view(name).locator(".m2f-canvas")
@@ -83,7 +86,10 @@ class ToolScreen:
         """A screenshot for whoever looks at the artefacts of a test run."""
         ARTEFACTS.mkdir(parents=True, exist_ok=True)
         self.page.mouse.move(1, 1)  # no tip in the picture
+        size = self.page.viewport_size
+        self.page.set_viewport_size({"width": size["width"], "height": 1600})  # all of it
         self.box.screenshot(path=str(ARTEFACTS / f"{name}.png"))
+        self.page.set_viewport_size(size)
 
     # ---------------------------------------------------------------------------------------------------- what it shows
 
@@ -99,7 +105,7 @@ class ToolScreen:
         notebook.press(f"{self.selector} .{slider}", "Home")
         expect(readout).to_have_text("0%")
         self.page.wait_for_timeout(50)
-        self.images = {name: read_canvas(self.canvas(name)) for name in self._views}
+        self.images = {name: read_canvas(self.canvas(name)) for name in self.names}
         notebook.press(f"{self.selector} .{slider}", "ArrowRight", times=percent // 5)
         expect(readout).to_have_text(f"{percent}%")
 
@@ -179,3 +185,29 @@ class ToolScreen:
         """Press one of the buttons above the thumbnails."""
         self.box.locator(".m2f-sort", has_text=name).click()
         expect(self.box.locator(".m2f-sort-chosen")).to_have_text(name)
+
+
+def wrong_dots(shown: np.ndarray, sampled: SamplingPoints, layer: int, heads: list[int]) -> str:
+    """What is wrong with the dots on a picture; nothing, where they are those of these heads.
+
+    Args:
+        shown: uint8 [H, W, 4]
+    """
+    size, (height, width) = np.array(shown.shape[1::-1]), shown.shape[:2]
+    points = [(sampled.points[layer, h] * size, sampled.weights[layer, h], LEVELS) for h in heads]
+    centres = np.concatenate([p.reshape(-1, 2) for p, *_ in points] + [sampled.location[None] * size])
+    weights = np.concatenate([w.ravel() for _, w, _ in points] + [[ASKS]])
+    colors = [color for _ in heads for _, color in LEVELS for _ in range(sampled.weights.shape[-1])] + ["#000000"]
+    radius = 1.5 + 17 * np.sqrt(weights)
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    away = np.hypot(columns[..., None] - centres[:, 0], rows[..., None] - centres[:, 1]) - radius  # (H, W, dots)
+    nearest = away.min(axis=-1)
+    if shown[nearest < -1, 3].min() < 150:
+        return "a dot is missing"
+    if shown[nearest > 2, 3].any():
+        return "there is a dot where none should be"
+    alone = (np.sort(away, axis=-1)[..., 1] > 2) & (nearest < -1.5)
+    for color, seen in zip(np.array(colors)[away[alone].argmin(axis=-1)], shown[alone, :3], strict=True):
+        if np.abs(seen.astype(int) - [int(color[i : i + 2], 16) for i in (1, 3, 5)]).max() > 6:
+            return f"a dot is {seen} instead of {color}"
+    return "" if alone.sum() > 20 else "no dot stands alone"

@@ -33,14 +33,19 @@ names = ("road", "house", "sky", "tree", "car")
 colors = ((128, 64, 128), (190, 153, 90), (70, 130, 180), (60, 140, 60), (200, 40, 60))
 
 def made_with(seed):
-    # Untrained, but surer than a fresh model: masks have edges, and one query can change the result.
+    # Untrained, but surer than a fresh model: masks have edges, one query can change the result, and every place of
+    # every layer reads at points of its own.
     torch.manual_seed(seed)
     small = replace(recipes.debug_tiny(num_classes=5).model, num_queries=12, num_encoder_layers=2)
     model = build_model(small).eval()
     model.classes = Classes(names, colors)
     with torch.no_grad():
         model.transformer_decoder.class_head.weight *= 12
+        model.transformer_decoder.class_head.bias[-1] -= 5  # no object
         model.transformer_decoder.mask_head[-1].weight *= 100
+        for name, weight in model.pixel_decoder.named_parameters():
+            if name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
+                weight.normal_(std=0.2)
     return model
 
 model, other = made_with(11), made_with(6)"""
@@ -67,7 +72,7 @@ for shift in range(0, 90, 30):
     picture = np.roll(image, shift, axis=1)
     with torch.no_grad():
         collector.add(model(torch.from_numpy(picture).permute(2, 0, 1)[None]), picture)
-gallery = BiographyGallery(collector.result())
+gallery = BiographyGallery(collector.result(model.classes))
 gallery""",
 }
 """The tools by the CSS class that each has after m2f-. A cell's last line is the tool."""
