@@ -78,6 +78,22 @@ class Explorer(ipywidgets.VBox):
         return super()._repr_mimebundle_(**kwargs) | {"image/png": figure._repr_png_()}
 
 
+class LayerChoice:
+    """What tools have in common whose `layer_slider` goes through all predictions."""
+
+    layer_slider: ipywidgets.IntSlider
+
+    @property
+    def layer(self) -> int:
+        """The prediction that is shown: 0 is the learned queries', n that after n layers."""
+        return self.layer_slider.value
+
+    @layer.setter
+    def layer(self, layer: int) -> None:
+        check_range("layer", layer, self.layer_slider.max + 1)
+        self.layer_slider.value = layer
+
+
 class HeadChoice:
     """What tools with a `head_menu` have in common: its first entry is all heads together."""
 

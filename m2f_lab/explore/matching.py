@@ -166,6 +166,24 @@ def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return maps[..., rows[:, None], columns]
 
 
+def checked_target(target: Target | np.ndarray, image: np.ndarray) -> Target:
+    """Ground truth of an image as segments, from a label map where it is one. integers [H, W], uint8 [H, W, 3]
+
+    Raises:
+        ValueError: it has another size than the image, or holds no segment.
+    """
+    if isinstance(target, np.ndarray):
+        target = Target.from_label_map(torch.from_numpy(target.astype(np.int64)))
+    if target.size != image.shape[:2]:
+        raise ValueError(
+            f"The target is {target.size[0]} × {target.size[1]} pixels, but the image {image.shape[0]} × "
+            f"{image.shape[1]} (height × width). Give the ground truth at the image's own size; both are resized alike."
+        )
+    if not target.num_segments:
+        raise ValueError("The target holds no segment, so there is nothing to match; choose another image.")
+    return target
+
+
 def resize_target(target: Target, size: tuple[int, int]) -> Target:
     """Ground truth at another size. [H, W] → [*size]"""
     if target.size == tuple(size):

@@ -11,15 +11,30 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from m2f_lab.data import Classes
 from m2f_lab.explore import matching_views as words
-from m2f_lab.explore.explorer import Explorer, check_range, controls, menu, pictures, share_slider, slider
+from m2f_lab.explore.explorer import (
+    Explorer,
+    LayerChoice,
+    check_range,
+    controls,
+    menu,
+    pictures,
+    share_slider,
+    slider,
+)
 from m2f_lab.explore.labels import class_labels
-from m2f_lab.explore.matching import MatchedMasks, MatchingTrace, matched_masks, resize_target, trace_matching
+from m2f_lab.explore.matching import (
+    MatchedMasks,
+    MatchingTrace,
+    checked_target,
+    matched_masks,
+    resize_target,
+    trace_matching,
+)
 from m2f_lab.explore.offline import Control, save_page
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import look
@@ -34,7 +49,7 @@ if TYPE_CHECKING:
 Model = Callable[[Tensor], Output]
 
 
-class MatchingInspector(Explorer):
+class MatchingInspector(LayerChoice, Explorer):
     """Look into the matching of one image with its ground truth, for one model or over training.
 
         MatchingInspector(model, sample.image, sample.label_map)
@@ -82,7 +97,7 @@ class MatchingInspector(Explorer):
         if not models:
             raise ValueError("MatchingInspector needs a model, or several by name; there is none.")
         self.image = as_rgb(image)
-        target = _checked_target(target, self.image)
+        target = checked_target(target, self.image)
         self.traces: dict[str, MatchingTrace] = {}
         self._masks: dict[str, MatchedMasks] = {}
         for name, each in models.items():
@@ -187,16 +202,6 @@ class MatchingInspector(Explorer):
     def trace(self) -> MatchingTrace:
         """The numbers that are shown."""
         return self.traces[self.checkpoint]
-
-    @property
-    def layer(self) -> int:
-        """The prediction that is shown: 0 is the learned queries', n that after n layers."""
-        return self.layer_slider.value
-
-    @layer.setter
-    def layer(self, layer: int) -> None:
-        check_range("layer", layer, self.trace.num_predictions)
-        self.layer_slider.value = layer
 
     @property
     def segment(self) -> int:
@@ -330,19 +335,6 @@ class MatchingInspector(Explorer):
         """Take the inspector off the page and give its memory back."""
         self.traces, self._masks = {}, {}
         super().close()
-
-
-def _checked_target(target: Target | np.ndarray, image: np.ndarray) -> Target:
-    if isinstance(target, np.ndarray):
-        target = Target.from_label_map(torch.from_numpy(target.astype(np.int64)))
-    if target.size != image.shape[:2]:
-        raise ValueError(
-            f"The target is {target.size[0]} × {target.size[1]} pixels, but the image {image.shape[0]} × "
-            f"{image.shape[1]} (height × width). Give the ground truth at the image's own size; both are resized alike."
-        )
-    if not target.num_segments:
-        raise ValueError("The target holds no segment, so there is nothing to match; choose another image.")
-    return target
 
 
 def _check_alike(traces: Mapping[str, MatchingTrace]) -> None:

@@ -17,6 +17,7 @@ from m2f_lab.data import Classes
 from m2f_lab.explore.explorer import (
     Explorer,
     HeadChoice,
+    LayerChoice,
     check_range,
     controls,
     head_menu,
@@ -48,7 +49,7 @@ HELP = {
 }
 
 
-class QueryExplorer(HeadChoice, Explorer):
+class QueryExplorer(LayerChoice, HeadChoice, Explorer):
     """Explore the queries of one image.
 
         QueryExplorer(model, "street.png")
@@ -146,16 +147,6 @@ class QueryExplorer(HeadChoice, Explorer):
         if view in ("mask", "grid"):
             follows["threshold"] = (self.threshold_slider, "value")
         return follows
-
-    @property
-    def layer(self) -> int:
-        """The prediction that is shown: 0 is the learned queries', n that after n layers."""
-        return self.layer_slider.value
-
-    @layer.setter
-    def layer(self, layer: int) -> None:
-        check_range("layer", layer, self.trace.num_predictions)
-        self.layer_slider.value = layer
 
     @property
     def query(self) -> int:
