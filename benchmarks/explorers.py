@@ -12,7 +12,8 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.report import Table
@@ -27,15 +28,15 @@ REPEATS = 20
 SETUP = """\
 import numpy as np
 import torch
-from m2f_lab import recipes
+from m2f_lab import QueryExplorer, explore, recipes
 from m2f_lab.data.scenes import draw_street
-from m2f_lab.explore import PixelLedger, QueryExplorer
 from m2f_lab.model import build_model
 
 torch.manual_seed(0)
 recipe = recipes.debug_tiny().vary(model=dict(num_queries=100, num_decoder_layers=9))
 model = build_model(recipe.model)
-image = draw_street(0, (512, 512)).image"""
+scene = draw_street(0, (512, 512))
+image = scene.image"""
 
 # When something happens, note the time; when a picture was drawn, note the time again.
 WATCH = """() => {
@@ -52,6 +53,18 @@ WATCH = """() => {
 TIMES = "[...m2f.drawn].filter(([canvas]) => canvas.matches(which)).map(([, time]) => time)"
 DRAWN = f"([which, count]) => {TIMES}.length >= count"
 TAKEN = f"([which]) => Math.max(...{TIMES}) - m2f.begun"
+RUN_AGAIN = """async (count) => {
+    const begun = performance.now(), panel = window.jupyterapp.shell.currentWidget;
+    panel.content.activeCellIndex = 1;
+    const all = () => [...document.querySelectorAll('.m2f-canvas, .m2f-grid-canvas')], old = new Set(all());
+    window.jupyterapp.commands.execute('notebook:run-cell');
+    for (;;) {
+        await new Promise((done) => setTimeout(done, 5));
+        const fresh = all().filter((canvas) => !old.has(canvas));
+        if (fresh.length >= count && fresh.every((canvas) => canvas.dataset.frames)) break;
+    }
+    return performance.now() - begun;
+}"""
 PICTURES, THUMBNAILS = ".m2f-canvas", ".m2f-grid-canvas"
 
 
@@ -66,14 +79,21 @@ class Screen:
         )
         self.page.evaluate(WATCH)
 
-    def times(self, action: Callable[[int], None], count: int, which: str = PICTURES) -> list[float]:
-        """Milliseconds until so many pictures were redrawn, each time the action is done."""
+    def times(
+        self, action: Callable[[int], None], count: int = 1, which: str = PICTURES, kernel: bool = False
+    ) -> list[float]:
+        """Milliseconds until the last of so many pictures was redrawn, each time the action is done.
+
+        Where the kernel answers, pictures are redrawn twice: the last drawing within two seconds counts.
+        """
         taken = []
         for i in range(REPEATS):
             self.page.wait_for_timeout(150)
             self.page.evaluate("() => m2f.drawn.clear()")
             action(i)
             self.page.wait_for_function(DRAWN, arg=[which, count])
+            if kernel:
+                self.page.wait_for_timeout(2000)
             taken.append(self.page.evaluate(TAKEN, [which]))
         return taken
 
@@ -84,7 +104,7 @@ class Screen:
 
         return press
 
-    def click(self, selector: str) -> Callable[[int], None]:
+    def click(self, selector: str = PICTURES) -> Callable[[int], None]:
         def click(i: int) -> None:
             picture = self.page.locator(selector).first
             box = picture.bounding_box()
@@ -92,6 +112,13 @@ class Screen:
             picture.click(position={"x": x, "y": y})
 
         return click
+
+    def press(self, *selectors: str) -> Callable[[int], None]:
+        return lambda i: self.page.locator(selectors[i % len(selectors)]).click()
+
+    def first_display(self, count: int) -> list[float]:
+        """Run the tool's cell again: from the start of the cell until all its pictures stand."""
+        return [self.page.evaluate(RUN_AGAIN, count) for _ in range(8)]
 
 
 def main() -> None:
@@ -103,48 +130,37 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as home, serve_lab(Path(home)) as lab, start_browser() as browser:
 
-        def show(name: str, *cells: str) -> NotebookPage:
-            lab.add(f"{name}.ipynb", notebook_of(SETUP, *cells))
-            page = NotebookPage(browser.new_page(viewport={"width": 1500, "height": 1400}), f"{name}.ipynb")
+        @contextmanager
+        def show(cell: str) -> Iterator[Screen]:
+            """A tool in a notebook of its own."""
+            name = f"{len(table.rows)}.ipynb"
+            lab.add(name, notebook_of(SETUP, cell))
+            page = NotebookPage(browser.new_page(viewport={"width": 1500, "height": 1400}), name)
             page.open(lab.url)
             page.run_all()
-            return page
+            yield Screen(page)
+            page.close()
 
-        page = show("queries", "explorer = QueryExplorer(model, image)\nexplorer")
-        screen, large = Screen(page), ".m2f-maskview .m2f-canvas"
-        add("next query", screen.times(screen.key(large, "ArrowRight"), 3), 16)
-        up_and_down = screen.key(large, "ArrowDown", "ArrowUp")
-        add("next layer", screen.times(up_and_down, 3), 16)
-        add("next layer: 100 thumbnails follow", screen.times(up_and_down, 1, THUMBNAILS), 100)
-        add("attention head", screen.times(screen.key(large, "1", "2"), 3), 16)
-        opacity = ".m2f-opacity-slider .noUi-handle"
-        add("opacity", screen.times(screen.key(opacity, "ArrowLeft", "ArrowRight"), 3), 16)
-        add("first display, one run", first_display(page), 2000)
-        page.close()
+        with show("explorer = QueryExplorer(model, image)\nexplorer") as screen:
+            add("next query", screen.times(screen.key(PICTURES, "ArrowRight"), 3), 16)
+            up_and_down = screen.key(PICTURES, "ArrowDown", "ArrowUp")
+            add("next layer", screen.times(up_and_down, 3), 16)
+            add("next layer: 100 thumbnails follow", screen.times(up_and_down, which=THUMBNAILS), 100)
+            add("attention head", screen.times(screen.key(PICTURES, "1", "2"), 3), 16)
+            opacity = screen.key(".m2f-opacity-slider .noUi-handle", "ArrowLeft", "ArrowRight")
+            add("opacity", screen.times(opacity, 3), 16)
+            add("first display of a QueryExplorer", screen.first_display(4), 2000)
+        with show("explore.PixelLedger(model, image)") as screen:
+            add("PixelLedger: click a pixel", screen.times(screen.click(), kernel=True), 100)
+        with show("explore.SamplingViewer(model, image)") as screen:
+            add("SamplingViewer: click a place", screen.times(screen.click(), kernel=True), 100)
+        with show("explore.MatchingInspector(model, image, np.minimum(scene.class_ids, 18))") as screen:
+            matrix = ".m2f-views ~ .m2f-maskview .m2f-canvas"
+            add("MatchingInspector: click a cell", screen.times(screen.click(matrix), kernel=True), 100)
+        with show("tool = explore.CounterfactualExplorer(model, image)\ntool.layer = 5\ntool") as screen:
+            mute_and_undo = screen.press(".m2f-mute", ".m2f-undo")
+            add("CounterfactualExplorer: mute from layer 5, undo", screen.times(mute_and_undo, kernel=True), 300)
     table.finish()
-
-
-def first_display(page: NotebookPage) -> list[float]:
-    """Run the explorer's cell again: from the start of the cell until every picture stands."""
-    taken = []
-    for _ in range(5):
-        taken.append(
-            page.page.evaluate("""async () => {
-                const begun = performance.now();
-                const panel = window.jupyterapp.shell.currentWidget;
-                panel.content.activeCellIndex = 1;
-                const old = new Set(document.querySelectorAll('.m2f-canvas, .m2f-grid-canvas'));
-                window.jupyterapp.commands.execute('notebook:run-cell');
-                for (;;) {
-                    await new Promise((done) => setTimeout(done, 5));
-                    const fresh = [...document.querySelectorAll('.m2f-canvas, .m2f-grid-canvas')].filter(
-                        (canvas) => !old.has(canvas));
-                    if (fresh.length >= 4 && fresh.every((canvas) => canvas.dataset.frames)) break;
-                }
-                return performance.now() - begun;
-            }""")
-        )
-    return taken
 
 
 if __name__ == "__main__":

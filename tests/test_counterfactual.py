@@ -345,6 +345,19 @@ def test_other_things_are_refused(replay: Replay) -> None:
         replay.grid(5)
 
 
+def test_weights_that_diverged_are_refused() -> None:
+    broken = sure_model()
+    with torch.no_grad():
+        broken.transformer_decoder.class_head.bias[0] = np.nan
+    with pytest.raises(ValueError, match="class logits of prediction 0 hold NaN"):
+        Replay(broken, IMAGE)
+
+
+def test_a_truth_of_another_size_is_refused(replay: Replay) -> None:
+    with pytest.raises(ValueError, match=r"truth is \[3, 4\], but the label maps are \[50, 90\]"):
+        replay.change(replay.output, np.zeros((3, 4), int))
+
+
 def test_class_names_must_fit(model) -> None:
     with pytest.raises(ValueError, match="predicts 4 classes, but there are 2 class names"):
         Replay(model, IMAGE, classes=Classes(("a", "b"), ((0, 0, 0), (9, 9, 9))))

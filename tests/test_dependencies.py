@@ -100,6 +100,7 @@ def third_party_imports(sources: Iterable[tuple[str, str]]) -> dict[str, str]:
     own = {
         "m2f_lab",
         "tests",
+        "benchmarks",
         *(path.stem for path in ROOT.glob("tests/**/*.py")),
         *(p.stem for p in ROOT.glob("tools/*.py")),
     }

@@ -150,3 +150,12 @@ def test_classes_that_are_not_known_get_names_and_colours() -> None:
     assert "class " in tool.views["score"].notes[0][0]["text"]
     with pytest.raises(ValueError, match="predicts 6 classes, but there are 4 class names"):
         PixelLedger.from_output(toy_output(num_classes=6), IMAGE, classes=CLASSES)
+
+
+def test_outputs_of_training_and_of_nan() -> None:
+    output = toy_output()
+    output.class_logits[-1].requires_grad_()
+    assert PixelLedger.from_output(output, IMAGE).choose(3, 4).label in range(4)
+    output.class_logits[-1].detach()[0, 2] = np.nan
+    with pytest.raises(ValueError, match="class logits of prediction 4 hold NaN"):
+        PixelLedger.from_output(output, IMAGE)

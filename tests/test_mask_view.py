@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+import comm
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from m2f_lab.explore.captions import Caption, Table
 from m2f_lab.explore.mask_drawing import TABLES, composite, label_table, tint, to_png, to_uint8
 from m2f_lab.explore.mask_grid import MaskGrid
 from m2f_lab.explore.mask_view import MaskView
-from m2f_lab.explore.offline import Control, save_page
+from m2f_lab.explore.offline import Control, off_page, save_page
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 GREY = np.full((12, 16, 3), 100, np.uint8)
@@ -334,3 +335,14 @@ def test_a_page_holds_each_kind_of_view_once(tmp_path: Path) -> None:
     assert first["traits"]["brush"] == 0  # there is nobody to answer a stroke
     assert grid["traits"]["orders"] == {"number": [0, 1, 2]}
     assert not {"layout", "tooltip", "stroke", "_esm"} & set(first["traits"])
+
+
+def test_no_browser_hears_of_views_that_are_made_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would fail to build what is closed before it is there."""
+    opened = []
+    monkeypatch.setattr(comm, "create_comm", lambda **options: opened.append(options) or comm.DummyComm(**options))
+    with off_page():
+        some_view().close()
+    assert opened == []
+    some_view().close()
+    assert opened

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from m2f_lab.explore.matching import (
     NONE,
+    checked_target,
     kept_share,
     matched_masks,
     resize_target,
@@ -200,3 +201,13 @@ def test_targets_are_resized_to_the_nearest_pixel() -> None:
     assert resize_target(target, SIZE) is target
     as_masks = Target(target.labels, masks=target.dense())
     assert torch.equal(resize_target(as_masks, (30, 44)).masks, resize_target(target, (30, 44)).dense())
+
+
+def test_targets_are_label_maps_of_any_kind() -> None:
+    label_map = np.zeros((4, 6), np.uint8)
+    image = np.zeros((4, 6, 3), np.uint8)
+    for given in (label_map, label_map.tolist(), torch.from_numpy(label_map)):
+        assert checked_target(given, image).num_segments == 1
+    for wrong, words in ((label_map / 2, r"float64 \[4, 6\]"), (image, r"uint8 \[4, 6, 3\]")):
+        with pytest.raises(ValueError, match="a label map of integers.*" + words):
+            checked_target(wrong, image)

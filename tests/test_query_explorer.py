@@ -119,6 +119,13 @@ def test_an_output_without_intermediates_is_refused() -> None:
         trace_queries(replace(toy_output(), intermediates=None))
 
 
+def test_an_output_of_nan_is_refused() -> None:
+    output = toy_output()
+    output.masks[2].embeddings[0, 1] = np.nan
+    with pytest.raises(ValueError, match="mask embeddings of prediction 2 hold NaN"):
+        trace_queries(output)
+
+
 def test_small_helpers() -> None:
     maps = np.arange(24.0).reshape(1, 4, 6)
     assert pool(maps, 2).tolist() == [[[14, 22, 30], [62, 70, 78]]]

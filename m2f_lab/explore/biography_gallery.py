@@ -50,7 +50,7 @@ class BiographyGallery(Explorer):
         views: "gallery", all queries; "heat", the chosen one.
     """
 
-    def __init__(self, biographies: Biographies, *, threshold: float = DUPLICATE, width: int = 420) -> None:
+    def __init__(self, biographies: Biographies, *, threshold: float = DUPLICATE, width: int = 380) -> None:
         """Args:
         biographies: of one model.
         threshold: overlap from which two queries count as duplicates.

@@ -27,6 +27,7 @@ from m2f_lab.data import Classes
 from m2f_lab.explore.edits import Edit, ForceClass, Mute, PaintAttention, Unmask, check_edit, class_number
 from m2f_lab.explore.label_change import LabelChange, compare_label_maps
 from m2f_lab.explore.labels import known_classes
+from m2f_lab.explore.query_trace import check_numbers
 from m2f_lab.inference import postprocess
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import evaluating, seen_by
@@ -101,6 +102,7 @@ class Replay:
             for layer in range(1, self.num_layers + 1):
                 self._steps.append(self._run_layer(layer, self._steps[-1], ()))
         self.output = self._output(self._steps)
+        check_numbers(self.output)
 
     @property
     def num_queries(self) -> int:

@@ -41,7 +41,7 @@ from m2f_lab.explore.edits import (
 from m2f_lab.explore.explorer import Explorer, check_range, pictures
 from m2f_lab.explore.labels import class_labels
 from m2f_lab.explore.mask_view import MaskView, Stroke
-from m2f_lab.explore.offline import Control, save_page
+from m2f_lab.explore.offline import Control, off_page, save_page
 from m2f_lab.explore.query_trace import rank_queries, winning_queries
 from m2f_lab.explore.query_views import query_options
 from m2f_lab.model import Mask2Former
@@ -82,7 +82,7 @@ class CounterfactualExplorer(Explorer):
         classes: Classes | None = None,
         shortest_edge: int | None = None,
         longest_edge: int | None = None,
-        width: int = 340,
+        width: int = 310,
     ) -> None:
         """Args:
         model: a Mask2Former. It must not be trained on while the explorer is in use.
@@ -301,10 +301,11 @@ class CounterfactualExplorer(Explorer):
         """Write one self-contained page that switches between before, now and difference, and tells what is where."""
         maps = named_maps(self.change, self.replay.classes)
         caption = change_caption(self.change, self.replay.classes)
-        view = MaskView(
-            self.replay.image, maps.maps, colors=maps.table, names=maps.names, index=NOW, width=720, title="Result",
-            captions=[[caption] * len(maps.maps)], opacity=self.controls.opacity.value, help=HELP["result"],
-        )  # fmt: skip
+        with off_page():
+            view = MaskView(
+                self.replay.image, maps.maps, colors=maps.table, names=maps.names, index=NOW, width=720, title="Result",
+                captions=[[caption] * len(maps.maps)], opacity=self.controls.opacity.value, help=HELP["result"],
+            )  # fmt: skip
         try:
             save_page(
                 path,

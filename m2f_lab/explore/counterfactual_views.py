@@ -22,7 +22,7 @@ from m2f_lab.structures import Output
 LONGEST_EDGE = 640
 """Label maps are sent at most this large, in cells: the nearest pixel of each."""
 
-UNCHANGED = ("unchanged", (74, 80, 94, 150))  # fog, in which changes stand out
+UNCHANGED = ("unchanged", (74, 80, 94, 215))  # fog, in which changes stand out
 OTHER = ("another change", (0, 0, 0, 220))
 
 BEFORE, NOW, DIFFERENCE = range(3)

@@ -74,7 +74,7 @@ def compare_label_maps(
         truth: the true label map; 255 for pixels that do not count. [H, W]
 
     Raises:
-        ValueError: the maps differ in size, or hold what is no class.
+        ValueError: the maps or the truth differ in size, or hold what is no class.
     """
     if before.shape != after.shape or before.ndim != 2:
         raise ValueError(f"Two label maps [H, W] of one size are compared, got {before.shape} and {after.shape}.")
@@ -85,6 +85,11 @@ def compare_label_maps(
             )
     pairs = before.astype(np.int64) * num_classes + after
     moved = np.bincount(pairs.ravel(), minlength=num_classes**2).reshape(num_classes, num_classes)
+    if truth is not None and truth.shape != before.shape:
+        raise ValueError(
+            f"The truth is {list(truth.shape)}, but the label maps are {list(before.shape)}: give it as [H, W], at the "
+            "image's own size."
+        )
     if truth is None:
         return LabelChange(before, after, moved)
     return LabelChange(before, after, moved, _iou(before, num_classes, truth), _iou(after, num_classes, truth))

@@ -56,13 +56,15 @@ class LiveMonitor:
         line_interval: least seconds between two printed lines, outside a notebook.
 
         Raises:
-            FileNotFoundError, ValueError: an image cannot be read.
+            FileNotFoundError, ValueError: an image cannot be read, or is not in a list.
         """
         if interval < 0.5:
             raise ValueError(
                 f"LiveMonitor draws at most twice a second: interval must be at least 0.5, got {interval}."
             )
         self.interval, self.line_interval = interval, line_interval
+        if isinstance(images, (str, Path, Image.Image)):
+            raise ValueError("LiveMonitor takes several images, in a list: LiveMonitor(images=[image]).")
         self._images = [as_rgb(image) for image in images]
         self._run: Run | None = None
         self._handle = None

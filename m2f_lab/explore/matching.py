@@ -170,10 +170,16 @@ def checked_target(target: Target | np.ndarray, image: np.ndarray) -> Target:
     """Ground truth of an image as segments, from a label map where it is one. integers [H, W], uint8 [H, W, 3]
 
     Raises:
-        ValueError: it has another size than the image, or holds no segment.
+        ValueError: it is no label map, has another size than the image, or holds no segment.
     """
-    if isinstance(target, np.ndarray):
-        target = Target.from_label_map(torch.from_numpy(target.astype(np.int64)))
+    if not isinstance(target, Target):
+        label_map = np.asarray(target)
+        if label_map.dtype.kind not in "iu" or label_map.ndim != 2:
+            raise ValueError(
+                f"The target is a Target or a label map of integers [H, W], got {label_map.dtype} "
+                f"{list(label_map.shape)}."
+            )
+        target = Target.from_label_map(torch.from_numpy(label_map.astype(np.int64)))
     if target.size != image.shape[:2]:
         raise ValueError(
             f"The target is {target.size[0]} × {target.size[1]} pixels, but the image {image.shape[0]} × "

@@ -6,11 +6,13 @@ import base64
 import gzip
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import anywidget
+import comm
 
 from m2f_lab.explore.mask_view import BROWSER, MaskView
 from m2f_lab.explore.page import write_page
@@ -39,6 +41,16 @@ class Control:
     high: float = 1
     step: float = 1
     first: int = 0
+
+
+@contextmanager
+def off_page() -> Iterator[None]:
+    """Views that are made meanwhile are for a file only: no browser is told of them, nor of their end."""
+    kept, comm.create_comm = comm.create_comm, comm.DummyComm
+    try:
+        yield
+    finally:
+        comm.create_comm = kept
 
 
 def save_page(

@@ -18,6 +18,13 @@ PAGE = """<!doctype html>
 
 
 def write_page(path: str | Path, title: str, body: str, css: str) -> None:
-    """Write a page. `body` is HTML; what people wrote is escaped in it already."""
+    """Write a page. `body` is HTML; what people wrote is escaped in it already.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    path = Path(path).expanduser()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into; create it first.")
     page = PAGE.format(title=html.escape(title), body=body, css=css)
-    Path(path).expanduser().write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8")

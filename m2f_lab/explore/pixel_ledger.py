@@ -22,6 +22,7 @@ from m2f_lab.explore.ledger import Ledger, ledger_at, mask_probability_rows
 from m2f_lab.explore.mask_drawing import label_table
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.offline import Control, save_page
+from m2f_lab.explore.query_trace import check_numbers
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.postprocess import semantic_rows
 from m2f_lab.inference.predict import look
@@ -86,6 +87,7 @@ class PixelLedger(Explorer):
         self.image = as_rgb(image)
         size = self.image.shape[0], self.image.shape[1]
         self._output: Output | None = look(model, self.image, shortest_edge, longest_edge)
+        check_numbers(self._output)
         self._masks: Rows | None = mask_probability_rows(self._output, size=size)
         classes = getattr(model, "classes", None) if classes is None else classes
         self.classes = known_classes(classes, self._output.num_classes)
@@ -201,6 +203,7 @@ class PixelLedger(Explorer):
         super().close()
 
 
+@torch.no_grad()
 def read_maps(scores: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Go through all class scores once and keep what a person can see of them.
 

@@ -69,11 +69,12 @@ def trace_queries(output: Output, index: int = 0, max_cells: int = 128 * 128) ->
         max_cells: masks are read at stride 4, or more coarsely where that would be more cells than this.
 
     Raises:
-        ValueError: the output has no intermediates.
+        ValueError: the output has no intermediates, or holds NaN.
     """
     seen = output.intermediates
     if seen is None:
         raise ValueError("This output has no intermediates; make it with model(images, return_intermediates=True).")
+    check_numbers(output)
     layers = [f"decoder.layer.{i}" for i in range(output.num_predictions - 1)]
     levels = [int(seen[f"{layer}.level"]) for layer in layers]
     sizes = [tuple(seen["decoder.level_sizes"][level]) for level in levels]
@@ -95,6 +96,19 @@ def trace_queries(output: Output, index: int = 0, max_cells: int = 128 * 128) ->
         strides=tuple(padded_height // size[0] for size in sizes),
         coverage=(padded_width / width, padded_height / height),
     )
+
+
+def check_numbers(output: Output) -> None:
+    """Raises:
+    ValueError: a prediction holds NaN, of which no picture would tell the truth. (-inf is a probability of 0.)
+    """
+    for prediction, (logits, masks) in enumerate(zip(output.class_logits, output.masks, strict=True)):
+        for name, values in (("class logits", logits), ("mask embeddings", masks.embeddings)):
+            if values.isnan().any():
+                raise ValueError(
+                    f"The {name} of prediction {prediction} hold NaN, so there is nothing to show. Look for NaN in the "
+                    "weights (a training that diverged?), or run the model in float32."
+                )
 
 
 def grid_size(image_size: tuple[int, int], max_cells: int) -> tuple[int, int]:

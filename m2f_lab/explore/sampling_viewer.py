@@ -24,7 +24,7 @@ from m2f_lab.explore.explorer import (
     share_slider,
 )
 from m2f_lab.explore.mask_view import MaskView
-from m2f_lab.explore.offline import Control, save_page
+from m2f_lab.explore.offline import Control, off_page, save_page
 from m2f_lab.explore.sampling import STRIDES, SamplingPoints, SamplingTrace, trace_sampling
 from m2f_lab.explore.sampling_views import answer_everywhere, answer_place, reach_maps
 from m2f_lab.inference.images import as_rgb
@@ -69,7 +69,7 @@ class SamplingViewer(HeadChoice, Explorer):
         *,
         shortest_edge: int | None = None,
         longest_edge: int | None = None,
-        width: int = 480,
+        width: int = 470,
     ) -> None:
         """Args:
         model: a Mask2Former, or anything that is called like one; or several by name.
@@ -262,7 +262,8 @@ class SamplingViewer(HeadChoice, Explorer):
             places: rows and columns of a grid over the image: a click shows the points of its cell's middle, for the
                 level that is shown now.
         """
-        views = self._make_views([self.stride])
+        with off_page():
+            views = self._make_views([self.stride])
         try:
             for name, view in views.items():
                 answer_everywhere(view, self.traces[name], self.stride, places)

@@ -50,7 +50,7 @@ class Snapshots:
         """Read what came since. An iteration counts once the maps of all images are there."""
         self.images = [_read(file) for file in _in_order(self.folder.glob("*/image.png"))]
         if (self.folder / "classes.json").is_file():
-            words = json.loads((self.folder / "classes.json").read_text())
+            words = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
             self.classes = Classes(tuple(words["names"]), tuple(map(tuple, words["colors"])))
         if not self.images:
             return
@@ -89,7 +89,7 @@ class Snapshots:
         predictions = [predict(model, image, **edges) for image in images]
         self.classes = classes = model.classes
         words = {"names": classes.names, "colors": classes.colors}
-        (self.folder / "classes.json").write_text(json.dumps(words, ensure_ascii=False) + "\n")
+        _write_text(json.dumps(words, ensure_ascii=False) + "\n", self.folder / "classes.json")
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(classes)] = classes.colors
         self.label_maps[iteration] = []
@@ -125,7 +125,14 @@ def _read(file: Path) -> np.ndarray:
         return np.array(picture)
 
 
+# Nobody who watches the run may find half a file.
+
+
 def _write(picture: Image.Image, file: Path) -> None:
-    """So that nobody who watches the run finds half a file."""
     picture.save(file.with_suffix(".tmp"), "png")
+    os.replace(file.with_suffix(".tmp"), file)
+
+
+def _write_text(text: str, file: Path) -> None:
+    file.with_suffix(".tmp").write_text(text, encoding="utf-8")
     os.replace(file.with_suffix(".tmp"), file)

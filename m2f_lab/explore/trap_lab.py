@@ -17,7 +17,7 @@ from m2f_lab.explore.captions import Caption
 from m2f_lab.explore.explorer import Explorer, controls, menu, pictures, share_slider
 from m2f_lab.explore.mask_drawing import TABLES, composite, label_table, to_uint8
 from m2f_lab.explore.mask_view import MaskView
-from m2f_lab.explore.offline import Control, save_page
+from m2f_lab.explore.offline import Control, off_page, save_page
 from m2f_lab.explore.traps import TRAPS, Bench, Trap, Trial
 from m2f_lab.inference.images import resize_image
 
@@ -139,7 +139,8 @@ class TrapLab(Explorer):
             ValueError: no trap has a picture.
         """
         trials = [self.trial(name) for name in self.traps]
-        views = [picture(trial, 380, named=True) for trial in trials if trial.has_picture]
+        with off_page():
+            views = [picture(trial, 380, named=True) for trial in trials if trial.has_picture]
         if not views:
             raise ValueError(f"None of {', '.join(self.traps)} has a picture, so there is nothing to save.")
         for view in views:

@@ -49,7 +49,12 @@ def fitted_size(
         shortest_edge: in pixels; None leaves the image as it is
         longest_edge: in pixels; None is no limit
         scale: multiplies the result
+
+    Raises:
+        ValueError: an edge is no positive number.
     """
+    if any(edge is not None and edge < 1 for edge in (shortest_edge, longest_edge)):
+        raise ValueError(f"Edges are positive numbers of pixels or None, got {shortest_edge = }, {longest_edge = }.")
     height, width = resized_size(size, min(size) if shortest_edge is None else shortest_edge, longest_edge)
     return max(1, int(scale * height + 0.5)), max(1, int(scale * width + 0.5))
 

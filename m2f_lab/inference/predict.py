@@ -83,8 +83,6 @@ def predict(
         ValueError: the file is no image, the array of the wrong type or shape, the task is unknown or has no such
             option, or classes and model do not fit.
     """
-    if any(edge is not None and edge < 1 for edge in (shortest_edge, longest_edge)):
-        raise ValueError(f"Edges are positive numbers of pixels or None, got {shortest_edge = }, {longest_edge = }.")
     given = {
         "tile": tile,
         "tile_overlap": tile_overlap,

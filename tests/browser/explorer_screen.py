@@ -16,6 +16,7 @@ from playwright.sync_api import Locator, Page, expect
 from m2f_lab.explore import QueryExplorer
 from m2f_lab.explore.mask_drawing import composite
 
+EXPLORER = ".m2f-query-explorer"
 KINDS = ("mask", "blocked", "attention")
 
 READ_CANVAS = """(canvas) => {
@@ -41,13 +42,13 @@ class ExplorerScreen:
         images: the canvases without masks, at the size at which they are drawn; see `remember_images`.
     """
 
-    def __init__(self, page: Page, twin: QueryExplorer) -> None:
-        self.page, self.twin = page, twin
+    def __init__(self, page: Page, twin: QueryExplorer, selector: str = EXPLORER) -> None:
+        self.page, self.twin, self.box = page, twin, page.locator(selector)
         self.images: dict[str, np.ndarray] = {}
-        expect(page.locator(".m2f-canvas[data-drawn]")).to_have_count(3)
+        expect(self.box.locator(".m2f-canvas[data-drawn]")).to_have_count(3)
 
     def canvas(self, kind: str) -> Locator:
-        return self.page.locator(".m2f-canvas").nth(KINDS.index(kind))
+        return self.box.locator(".m2f-canvas").nth(KINDS.index(kind))
 
     def remember_images(self) -> None:
         """To be called while the opacity is zero."""
@@ -83,17 +84,18 @@ class ExplorerScreen:
         """Point at a place given in 0…1; returns what the tip says."""
         box = self.canvas(kind).bounding_box()
         self.canvas(kind).hover(position={"x": u * box["width"], "y": v * box["height"]})
-        return self.page.locator(".m2f-tip:visible").inner_text()
+        return self.box.locator(".m2f-tip:visible").inner_text()
 
 
 def screen_in(notebook: NotebookPage, twin: QueryExplorer) -> ExplorerScreen:
-    """The one explorer of a notebook; its images are remembered, and the opacity is as at the start."""
+    """The one QueryExplorer of a notebook; its images are remembered, and the opacity is as at the start."""
     screen = ExplorerScreen(notebook.page, twin)
-    notebook.press(".m2f-opacity-slider", "Home")
-    expect(notebook.page.locator(".m2f-opacity-slider .widget-readout")).to_have_text("0%")
+    readout = screen.box.locator(".m2f-opacity-slider .widget-readout")
+    notebook.press(f"{EXPLORER} .m2f-opacity-slider", "Home")
+    expect(readout).to_have_text("0%")
     screen.remember_images()
-    notebook.press(".m2f-opacity-slider", "ArrowRight", times=14)
-    expect(notebook.page.locator(".m2f-opacity-slider .widget-readout")).to_have_text("70%")
+    notebook.press(f"{EXPLORER} .m2f-opacity-slider", "ArrowRight", times=14)
+    expect(readout).to_have_text("70%")
     return screen
 
 

@@ -25,7 +25,7 @@ stroke = ipywidgets.Label().add_class("t-stroke")
 hidden.observe(lambda change: setattr(heard, "value", f"brush {hidden.brush}"), "brush")
 hidden.observe(lambda change: setattr(stroke, "value", json.dumps(change["new"])), "stroke")
 ipywidgets.HBox([heard, stroke])"""
-FOG = (74, 80, 94, 150)  # over what did not change
+FOG = (74, 80, 94, 215)  # over what did not change
 LAYER = 3  # of 12 × 20 cells, the finest grid
 
 
@@ -200,3 +200,17 @@ def test_a_click_on_the_result_chooses_the_query_that_won(screen: ToolScreen, qu
     for found, (x, y) in list(near.items())[:2]:
         screen.click_pixel("result", x, y)
         expect(menu).to_contain_text(f"query {found} · ")
+
+
+def test_keys_mute_undo_and_redo(screen: ToolScreen, notebook: NotebookPage, query: int) -> None:
+    edits = screen.box.locator(".m2f-edits")
+    muted = f"query {query}: muted from layer {LAYER} on"
+    screen.canvas("difference").focus()
+    for key, text in (
+        ("m", muted), ("u", "Nothing is changed"), ("y", muted), ("Control+z", "Nothing is changed"),
+        ("Control+Shift+Z", muted), ("Meta+z", "Nothing is changed"),
+    ):  # fmt: skip
+        notebook.page.keyboard.press(key)
+        expect(edits).to_contain_text(text)
+    notebook.page.keyboard.press("ArrowDown")
+    expect(screen.box.locator(".m2f-layer-slider .widget-readout")).to_have_text(str(LAYER - 1))

@@ -277,7 +277,7 @@ def move_range(page: Page, trait: str, value: float) -> None:
 
 
 def test_a_saved_explorer_scrubs_hovers_and_picks(offline_page: Page) -> None:
-    screen = ExplorerScreen(offline_page, make_twin())
+    screen = ExplorerScreen(offline_page, make_twin(), "body")
     move_range(offline_page, "opacity", 0)
     screen.page.wait_for_timeout(200)
     screen.remember_images()
@@ -303,7 +303,7 @@ def test_a_saved_explorer_scrubs_hovers_and_picks(offline_page: Page) -> None:
 
 
 def test_a_saved_explorer_opens_where_it_was(offline_page: Page) -> None:
-    screen = ExplorerScreen(offline_page, make_twin())
+    screen = ExplorerScreen(offline_page, make_twin(), "body")
     expect(screen.canvas("mask")).to_have_attribute("data-drawn", "2,1,0")
     expect(offline_page.locator("input[data-trait=stack]")).to_have_value("2")
 

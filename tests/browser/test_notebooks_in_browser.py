@@ -1,4 +1,4 @@
-"""Two notebooks as a reader has them: everything is drawn and trained in the browser, then the explorer is used.
+"""Two notebooks as a reader has them: everything is drawn and trained in the browser, then the tools are used.
 
 What should be on the screen is computed here, from the weights and scenes that the notebook has left on disk.
 """
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from explorer_screen import ExplorerScreen, inner_cell, read_canvas, screen_in
+from explorer_screen import EXPLORER, ExplorerScreen, inner_cell, read_canvas, screen_in
 from notebook_page import TIMEOUT, NotebookPage, OpenNotebook
 from PIL import Image
 from playwright.sync_api import expect
+from tool_screen import ToolScreen
 
-from m2f_lab.data import open_dataset
-from m2f_lab.explore import QueryExplorer
+from m2f_lab.data import Sample, open_dataset
+from m2f_lab.explore import CounterfactualExplorer, Mute, PixelLedger, QueryExplorer
+from m2f_lab.model import Mask2Former
 from m2f_lab.training.run import Run
 
 if TYPE_CHECKING:
@@ -41,11 +43,18 @@ CASES = (
 )
 
 
-def twin_of(case: Case, lab: Lab) -> QueryExplorer:
+def model_of(case: Case, lab: Lab) -> Mask2Former:
     run = Run(lab.notebooks / case.run)
     assert run.finished
-    scene = open_dataset("cityscapes", lab.notebooks / case.scenes, "val")[case.index]
-    return QueryExplorer(run.model().to("cuda" if torch.cuda.is_available() else "cpu"), scene.image)
+    return run.model().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def scene_of(case: Case, lab: Lab) -> Sample:
+    return open_dataset("cityscapes", lab.notebooks / case.scenes, "val")[case.index]
+
+
+def twin_of(case: Case, lab: Lab) -> QueryExplorer:
+    return QueryExplorer(model_of(case, lab), scene_of(case, lab).image)
 
 
 def place_of(twin: QueryExplorer, query: int) -> int:
@@ -61,31 +70,76 @@ def expect_scene(screen: ExplorerScreen) -> None:
 
 
 def change_layer_and_query(case: Case, notebook: NotebookPage, screen: ExplorerScreen) -> None:
-    menu = notebook.page.locator(".m2f-query-menu select option:checked")
+    menu = screen.box.locator(".m2f-query-menu select option:checked")
+    notebook.press(f"{EXPLORER} .m2f-layer-slider", "End")
+    notebook.press(f"{EXPLORER} .m2f-query-slider", "Home")
     screen.expect_drawn(case.last, 0)
     before = read_canvas(screen.canvas("mask"))
     middle = case.last // 2
-    notebook.drag_slider(".m2f-layer-slider", middle / case.last)
-    expect(notebook.page.locator(".m2f-layer-slider .widget-readout")).to_have_text(str(middle))
+    notebook.drag_slider(f"{EXPLORER} .m2f-layer-slider", middle / case.last)
+    expect(screen.box.locator(".m2f-layer-slider .widget-readout")).to_have_text(str(middle))
     screen.expect_drawn(middle, 0)
     assert (read_canvas(screen.canvas("mask")) != before).any()
-    notebook.press(".m2f-query-slider", "ArrowRight", times=2)
+    notebook.press(f"{EXPLORER} .m2f-query-slider", "ArrowRight", times=2)
     screen.expect_drawn(middle, 2)
     expect(menu).to_contain_text(f"query {screen.twin.order[2]} · ")
-    notebook.page.locator(".m2f-head-menu select").select_option("head 2")
+    screen.box.locator(".m2f-head-menu select").select_option("head 2")
     screen.expect_drawn(middle, 2, channel=2)
 
 
 def click_winners(case: Case, notebook: NotebookPage, screen: ExplorerScreen) -> None:
     """In the last layer, click where the two queries that win most pixels have won."""
-    notebook.page.locator(".m2f-head-menu select").select_option(index=0)
-    notebook.drag_slider(".m2f-layer-slider", 1.0)
+    screen.box.locator(".m2f-head-menu select").select_option(index=0)
+    notebook.drag_slider(f"{EXPLORER} .m2f-layer-slider", 1.0)
     winners = screen.twin.trace.winners
     won = np.bincount(winners.ravel())
     for query in np.argsort(-won)[:2].tolist():
         screen.click("mask", *inner_cell(winners == query))
         screen.expect_drawn(case.last, place_of(screen.twin, query))
-        expect(notebook.page.locator(".m2f-maskview > .m2f-caption").first).to_contain_text(f"Query {query}, ")
+        expect(screen.box.locator(".m2f-maskview > .m2f-caption").first).to_contain_text(f"Query {query}, ")
+
+
+def press_keys(case: Case, notebook: NotebookPage, screen: ExplorerScreen) -> None:
+    """On the large picture, which was clicked last."""
+    place = int(screen.canvas("mask").get_attribute("data-drawn").split(",")[1])
+    away = -1 if place else 1
+    notebook.page.keyboard.press("ArrowLeft" if place else "ArrowRight")
+    screen.expect_drawn(case.last, place + away)
+    notebook.page.keyboard.press("ArrowDown")
+    notebook.page.keyboard.press("1")
+    screen.expect_drawn(case.last - 1, place + away, channel=1)
+    notebook.page.keyboard.press("0")
+
+
+def ask_pixels(notebook: NotebookPage, ledger: PixelLedger) -> None:
+    """The table of a clicked pixel is the account that is computed here, and so is that of the next one."""
+    screen = ToolScreen(notebook.page, ".m2f-pixel-ledger", ledger)
+    for x, y in ((40, 40), (200, 100)):
+        screen.click_pixel("map", x, y)
+        account = ledger.choose(x, y)
+        expect(screen.view("score").locator(".m2f-place-note .m2f-caption")).to_contain_text(f"Pixel ({x}, {y})")
+        expected = [list(row) for row in ledger.views["score"].notes[0][0]["table"]["rows"]]
+        assert screen.note("score")[1:] == expected
+        assert float(expected[-1][2]) == pytest.approx(account.scores.max(), abs=0.0001)
+
+
+def mute_a_query(notebook: NotebookPage, what_if: CounterfactualExplorer) -> None:
+    """Take all edits back, mute the query that wins the road, and look at the result."""
+    screen = ToolScreen(notebook.page, ".m2f-counterfactuals", what_if)
+    screen.box.locator(".m2f-reset").click()
+    expect(screen.box.locator(".m2f-reset")).to_be_disabled()
+    screen.remember_images(notebook, "m2f-opacity-slider", 70)
+    before = screen.expect_picture("result", what_if.change.before)
+    query = what_if.winner(128, 110)
+    screen.box.locator(".m2f-query-menu select").select_option(index=int(np.flatnonzero(what_if.order == query)[0]))
+    notebook.drag_slider(".m2f-counterfactuals .m2f-layer-slider", 0.0)
+    screen.box.locator(".m2f-mute").click()
+    expect(screen.box.locator(".m2f-edits")).to_contain_text(f"query {query}: muted from layer 1 on")
+    what_if.apply(Mute(query))
+    assert what_if.change.num_changed > 100
+    after = screen.expect_picture("result", what_if.change.after)
+    assert (after != before).any()
+    expect(screen.caption("difference")).to_contain_text(f"{what_if.change.num_changed} of ")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name[:2])
@@ -96,3 +150,8 @@ def test_a_notebook_trains_and_its_explorer_shows_the_model(case: Case, lab: Lab
     expect_scene(screen)
     change_layer_and_query(case, notebook, screen)
     click_winners(case, notebook, screen)
+    press_keys(case, notebook, screen)
+    if case.name.startswith("07"):
+        model, scene = model_of(case, lab), scene_of(case, lab)
+        ask_pixels(notebook, PixelLedger(model, scene.image))
+        mute_a_query(notebook, CounterfactualExplorer(model, scene.image, truth=scene.label_map))
