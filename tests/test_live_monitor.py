@@ -15,7 +15,6 @@ from m2f_lab.data.colors import colorize
 from m2f_lab.explore import LiveMonitor, live_monitor
 from m2f_lab.explore.history import History, RowFile, curve_values, say_duration, terms_per_prediction, time_left
 from m2f_lab.explore.live_monitor import in_notebook
-from m2f_lab.explore.page import write_page
 from m2f_lab.explore.snapshots import Snapshots, few_of
 from m2f_lab.training import Run, train
 from m2f_lab.training.run import append_row, keep_rows
@@ -182,16 +181,6 @@ def test_a_continued_run_shows_what_was_before(monkeypatch: pytest.MonkeyPatch) 
 def test_too_short_an_interval_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least 0\.5, got 0\.1"):
         LiveMonitor(interval=0.1)
-
-
-def test_images_come_in_a_list() -> None:
-    with pytest.raises(ValueError, match="several images, in a list"):
-        LiveMonitor(images="street.png")
-
-
-def test_a_page_needs_its_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to write page.html into"):
-        write_page(tmp_path / "nowhere" / "page.html", "", "", "")
 
 
 def test_the_picture_shows_the_curves() -> None:
@@ -387,6 +376,8 @@ def test_other_images_replace_the_stored_ones(watched: tuple[LiveMonitor, Run], 
 def test_an_image_that_cannot_be_read_is_missed_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"street\.png"):
         LiveMonitor(images=[tmp_path / "street.png"])
+    with pytest.raises(ValueError, match="several images, in a list"):
+        LiveMonitor(images="street.png")
 
 
 # ------------------------------------------------------------------------------------------ after a reload

@@ -311,6 +311,16 @@ def test_the_page_has_the_same_controls(tmp_path) -> None:
     assert len(re.findall(r"query \d · ", text)) == 5
 
 
+def test_a_figure_of_a_head_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="no head 2; they are numbered 0…1"):
+        QueryExplorer.from_output(toy_output(), some_image()).figure(head=2)
+
+
+def test_a_page_needs_its_folder(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to write page.html into"):
+        QueryExplorer.from_output(toy_output(), some_image()).save_html(tmp_path / "nowhere" / "page.html")
+
+
 def test_close_gives_the_memory_back() -> None:
     explorer = some_explorer()
     masks, links = weakref.ref(explorer.trace), [weakref.ref(link) for link in explorer._links]

@@ -173,6 +173,7 @@ class QueryExplorer(LayerChoice, HeadChoice, Explorer):
         trace, size = self.trace, self.image.shape[:2]
         check_range("layer", layer, trace.num_predictions)
         check_range("query", query, trace.num_queries)
+        check_range("head", 0 if head is None else head, trace.num_heads)
         label, probability = top_classes(trace.class_probabilities[layer, query], 1)[0]
         title = f"Query {query}, layer {layer}: {self.labels[label][0]} {probability:.0%}"
         if layer == 0:

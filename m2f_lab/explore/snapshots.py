@@ -125,14 +125,13 @@ def _read(file: Path) -> np.ndarray:
         return np.array(picture)
 
 
-# Nobody who watches the run may find half a file.
-
-
 def _write(picture: Image.Image, file: Path) -> None:
+    """So that nobody who watches the run finds half a file."""
     picture.save(file.with_suffix(".tmp"), "png")
     os.replace(file.with_suffix(".tmp"), file)
 
 
 def _write_text(text: str, file: Path) -> None:
+    """Likewise."""
     file.with_suffix(".tmp").write_text(text, encoding="utf-8")
     os.replace(file.with_suffix(".tmp"), file)
