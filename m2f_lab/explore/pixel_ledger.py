@@ -218,7 +218,7 @@ def read_maps(scores: Rows) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = (_cell_centres(edge) for edge in scores.size)
     labels, kept = np.empty((height, width), np.uint8), []
     for where, strip in scores.strips():
-        labels[where] = strip.argmax(0).cpu().numpy()
+        labels[where] = strip.max(0).indices.cpu().numpy()
         here = [row - where.start for row in rows if where.start <= row < where.stop]
         kept.append(strip[:, here][:, :, columns].cpu().numpy())
     return labels, np.concatenate(kept, axis=1)
