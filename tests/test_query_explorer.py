@@ -171,15 +171,18 @@ def test_the_views_hold_what_was_computed() -> None:
     trace = explorer.trace
     for layer in range(5):
         for place, query in enumerate(explorer.order):
-            for kind in ("mask", "blocked", "attention"):
+            for kind in ("mask", "before", "blocked", "attention"):
                 view = explorer.views[kind]
                 view.stack, view.index, view.channel = layer, place, 2
             np.testing.assert_allclose(explorer.views["mask"].mask / 255, trace.masks[layer, query], atol=0.5 / 255)
             blocked, attention = explorer.views["blocked"].mask, explorer.views["attention"].mask
+            before = explorer.views["before"].mask
             if layer == 0:
+                assert not before.any()
                 assert not blocked.any()
                 assert not attention.any()
             else:
+                np.testing.assert_allclose(before / 255, trace.masks[layer - 1, query], atol=0.5 / 255)
                 head = trace.attention[layer - 1][query, 1]
                 assert np.array_equal(blocked > 0, trace.blocked[layer - 1][query])
                 np.testing.assert_allclose(attention / 255, head / head.max(), atol=0.5 / 255 + 1e-6)
@@ -187,7 +190,7 @@ def test_the_views_hold_what_was_computed() -> None:
 
 def test_a_click_chooses_the_winner() -> None:
     explorer = some_explorer()
-    for kind in ("mask", "blocked", "attention"):
+    for kind in ("mask", "before", "blocked", "attention"):
         view = explorer.views[kind]
         pick = np.frombuffer(view.pick, "<u2").reshape(view.pick_shape)
         assert np.array_equal(explorer.order[pick], explorer.trace.winners)
@@ -307,7 +310,7 @@ def test_the_page_has_the_same_controls(tmp_path) -> None:
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     for control in ("layer", "query", "attention", "opacity"):
         assert f'"label": "{control}"' in text
-    assert text.count('"stack": 1') == 4  # the page opens where the explorer stands
+    assert text.count('"stack": 1') == 5  # the page opens where the explorer stands
     assert len(re.findall(r"query \d · ", text)) == 5
 
 
@@ -328,7 +331,7 @@ def test_close_gives_the_memory_back() -> None:
     explorer.close()
     gc.collect()
     assert masks() is None
-    assert [view() for view in views] == [None] * 4
+    assert [view() for view in views] == [None] * 5
     assert [link() for link in links] == [None] * len(links)
     assert repr(explorer) == "QueryExplorer(5 queries, 5 predictions, 96 × 64 pixels)"
     explorer.close()

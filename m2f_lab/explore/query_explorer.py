@@ -60,7 +60,7 @@ class QueryExplorer(LayerChoice, HeadChoice, Explorer):
     Attributes:
         trace: everything that is shown, as arrays; None once closed.
         order: query numbers as they are sorted, the surest first. [Q]
-        views: the pictures: "mask", "blocked", "attention", and all queries as thumbnails, "grid".
+        views: the pictures: "mask", "before", "blocked", "attention", and all queries as thumbnails, "grid".
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class QueryExplorer(LayerChoice, HeadChoice, Explorer):
             [
                 controls(self.layer_slider, self.play, self.query_slider, self.query_menu),
                 controls(self.opacity_slider, self.threshold_slider, self.head_menu),
-                pictures(views["mask"], [views["blocked"], views["attention"]]),
+                pictures(views["mask"], [views["before"], views["blocked"], views["attention"]]),
                 views["grid"],
             ],
             views,
@@ -196,7 +196,11 @@ class QueryExplorer(LayerChoice, HeadChoice, Explorer):
         self._follow()
         save_page(
             path,
-            [self.views["mask"], [self.views["blocked"], self.views["attention"]], self.views["grid"]],
+            [
+                self.views["mask"],
+                [self.views["before"], self.views["blocked"], self.views["attention"]],
+                self.views["grid"],
+            ],
             controls=[
                 Control("stack", "layer", HELP["layer"], high=last),
                 Control("index", "query", HELP["query"], options=menu),

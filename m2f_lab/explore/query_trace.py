@@ -60,7 +60,7 @@ class QueryTrace:
 
 
 @torch.no_grad()
-def trace_queries(output: Output, index: int = 0, max_cells: int = 128 * 128) -> QueryTrace:
+def trace_queries(output: Output, index: int = 0, max_cells: int = 96 * 96) -> QueryTrace:
     """Gather what an explorer shows from a model's output.
 
     Args:

@@ -17,8 +17,8 @@ from m2f_lab.explore.mask_grid import MaskGrid
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.query_trace import QueryTrace, pool, top_classes, with_mean
 
-THUMBNAIL_CELLS = 32
-"""Thumbnails have at most this many cells along each edge."""
+THUMBNAIL_CELLS, SMALL_CELLS = 32, 48
+"""Masks in thumbnails and in the small picture have at most this many cells along each edge."""
 
 MAX_ATTENTION_BYTES = 64 * 2**20
 """More attention is summed over 2 × 2 cells before it is sent, as for 1024 × 2048 pixels, 100 queries and 8 heads."""
@@ -26,6 +26,8 @@ MAX_ATTENTION_BYTES = 64 * 2**20
 HELP = {
     "mask": "The probability that a pixel belongs to this query; the white line is at one half. Click to choose the "
     "query that contributes most to the class predicted at that pixel in the end.",
+    "before": "The mask after the layer before: what masked attention lets this layer see. Its cells are averages "
+    "where the large picture has finer ones.",
     "blocked": "Masked attention: a layer lets a query see the image only inside the mask it predicted just before. "
     "What lies in grey fog was hidden from it.",
     "grid": "All queries at the chosen layer: number, likeliest class, its probability. Click one to open it.",
@@ -75,6 +77,16 @@ def mask_captions(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[
             ]
         )
     return captions
+
+
+def before_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
+    """Which prediction the mask before is. L × Q"""
+    texts = [
+        NOT_YET,
+        "The learned query's own mask",
+        *(f"After layer {n}" for n in range(1, trace.num_predictions - 1)),
+    ]
+    return [[Caption(text)] * len(order) for text in texts[: trace.num_predictions]]
 
 
 def blocked_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
@@ -129,9 +141,9 @@ def grid_orders(trace: QueryTrace, order: np.ndarray) -> dict[str, list[int]]:
     }
 
 
-def thumbnails(masks: np.ndarray) -> np.ndarray:
-    """Masks with at most 32 × 32 cells, averaged. [Q, h, w] → [Q, h', w']"""
-    size = tuple(min(edge, THUMBNAIL_CELLS) for edge in masks.shape[1:])
+def pooled(masks: np.ndarray, cells: int) -> np.ndarray:
+    """Masks with at most so many cells along each edge, averaged. [Q, h, w] → [Q, h', w']"""
+    size = tuple(min(edge, cells) for edge in masks.shape[1:])
     return F.adaptive_avg_pool2d(torch.from_numpy(masks), size).clamp(0, 1).numpy()
 
 
@@ -165,7 +177,7 @@ def _attention_stacks(trace: QueryTrace, order: np.ndarray) -> Iterator[np.ndarr
 def make_views(
     image: np.ndarray, trace: QueryTrace, order: np.ndarray, labels: Labels, width: int
 ) -> dict[str, MaskView]:
-    """The large view of the masks, two small ones of the blocked area and of the attention, and all queries at once.
+    """The large view of the masks, small ones of the mask before, the blocked area and the attention, and all queries.
 
     `stack` is the prediction, `index` the place in `order`, `channel` the head plus one; 0 is the mean of the heads.
     """
@@ -173,11 +185,17 @@ def make_views(
     common = {"num_channels": trace.num_heads + 1, "group": f"queries-{id(trace)}"}
     small = (width - 18) // 2
     nothing = np.zeros((len(order), 1, 1), bool)
+    smaller = [pooled(masks[order], SMALL_CELLS) for masks in trace.masks]
     return {
         "mask": MaskView(
             image, list(trace.masks[:, order]), captions=mask_captions(trace, order, labels),
             pick=place[trace.winners], contour=0.5, width=width, title="What it predicts", help=HELP["mask"],
             unit="probability of belonging to the query", **common,
+        ),
+        "before": MaskView(
+            image, [nothing, *smaller[:-1]],
+            captions=before_captions(trace, order), pick=place[trace.winners], contour=0.5, width=small,
+            title="What it predicted before", help=HELP["before"], unit="probability", **common,
         ),
         "blocked": MaskView(
             image, [nothing, *(blocked[order] for blocked in trace.blocked)], colors="blocked", smooth=False,
@@ -192,7 +210,8 @@ def make_views(
             title="Where it looks", help=HELP["attention"], **common,
         ),
         "grid": MaskGrid(
-            image, [thumbnails(masks[order]) for masks in trace.masks], labels=grid_labels(trace, order, labels),
-            orders=grid_orders(trace, order), title="All queries", help=HELP["grid"], width=2 * width,
+            image, [pooled(masks, THUMBNAIL_CELLS) for masks in smaller],
+            labels=grid_labels(trace, order, labels), orders=grid_orders(trace, order), width=2 * width,
+            title="All queries", help=HELP["grid"],
         ),
     }  # fmt: skip

@@ -17,7 +17,7 @@ from m2f_lab.explore import QueryExplorer
 from m2f_lab.explore.mask_drawing import composite
 
 EXPLORER = ".m2f-query-explorer"
-KINDS = ("mask", "blocked", "attention")
+KINDS = ("mask", "before", "blocked", "attention")
 
 READ_CANVAS = """(canvas) => {
     const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
@@ -34,7 +34,7 @@ def read_canvas(canvas: Locator) -> np.ndarray:
 
 
 class ExplorerScreen:
-    """The three pictures of an explorer on a page, and the twin that knows what should be on them.
+    """The four pictures of an explorer on a page, and the twin that knows what should be on them.
 
     A query is named by its place in `twin.order`, a channel is 0 for the mean of the heads, then the heads from 1.
 
@@ -45,7 +45,7 @@ class ExplorerScreen:
     def __init__(self, page: Page, twin: QueryExplorer, selector: str = EXPLORER) -> None:
         self.page, self.twin, self.box = page, twin, page.locator(selector)
         self.images: dict[str, np.ndarray] = {}
-        expect(self.box.locator(".m2f-canvas[data-drawn]")).to_have_count(3)
+        expect(self.box.locator(".m2f-canvas[data-drawn]")).to_have_count(len(KINDS))
 
     def canvas(self, kind: str) -> Locator:
         return self.box.locator(".m2f-canvas").nth(KINDS.index(kind))

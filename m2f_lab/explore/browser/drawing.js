@@ -56,45 +56,66 @@ function colors(model) {
   return { rgb, alpha };
 }
 
+const OPAQUE = 0xff000000 | 0; // signed, as all words here: engines compute with numbers above 2^31 in floating point
+
 /** Pixels as words of 32 bits, red lowest, and what mixing needs again and again at this size. */
 function drawable(width, height, data, source) {
   const target = new ImageData(width, height);
   return {
     width, height, source, target,
-    words: new Uint32Array(data.buffer), drawn: new Uint32Array(target.data.buffer),
+    words: new Int32Array(data.buffer), drawn: new Int32Array(target.data.buffer),
     inside: new Uint8Array(width * height),
   };
 }
 
 /** Mix the mask into the image, pixel by pixel; the result is image.target. */
 function composite(model, mask, image, lineWidth) {
-  const { width, height, words, drawn, inside } = image, values = mask.values, maskWidth = mask.width;
+  const { width, height, words, drawn, inside } = image;
   const [coverX, coverY] = model.get("coverage"), smooth = model.get("smooth");
-  const { first: left, second: right, weight } = samplingTable(width, maskWidth, coverX, smooth);
+  const columns = samplingTable(width, mask.width, coverX, smooth);
   const rows = samplingTable(height, mask.height, coverY, smooth);
   const contour = model.get("opacity") && 255 * model.get("contour");
-  // In fixed point: what is kept of the image, of 256, and what the colour adds to each channel.
-  const { rgb, alpha } = colors(model), kept = new Int32Array(256), added = new Int32Array(3 * 256);
-  for (let value = 0; value < 256; value++) {
-    const share = Math.round(256 * alpha[value]);
-    kept[value] = 256 - share;
-    for (let c = 0; c < 3; c++) added[3 * value + c] = rgb[3 * value + c] * share + 128;
-  }
-  const row = new Float32Array(maskWidth); // of cells, read between two rows of the mask
+  const { kept, redAndBlue, green } = mixture(model);
+  let above = new Float32Array(width), below = new Float32Array(width); // two rows of the mask at the image's width
+  let first = -1, second = -1;
   for (let y = 0, o = 0; y < height; y++) {
-    const above = rows.first[y] * maskWidth, below = rows.second[y] * maskWidth, down = rows.weight[y];
-    for (let i = 0; i < maskWidth; i++) row[i] = values[above + i] + (values[below + i] - values[above + i]) * down;
+    if (rows.first[y] === second) [above, below, first, second] = [below, above, second, -1];
+    if (rows.first[y] !== first) stretch(mask, first = rows.first[y], columns, above);
+    if (rows.second[y] !== second) stretch(mask, second = rows.second[y], columns, below);
+    const down = rows.weight[y];
     for (let x = 0; x < width; x++, o++) {
-      const start = row[left[x]], value = start + (row[right[x]] - start) * weight[x], entry = (value + 0.5) | 0;
-      const base = words[o], keep = kept[entry], color = 3 * entry;
+      const value = above[x] + (below[x] - above[x]) * down, entry = (value + 0.5) | 0;
+      const base = words[o], keep = kept[entry];
       inside[o] = value >= contour ? 1 : 0;
-      drawn[o] = keep === 256 ? base | 0xff000000 :
-        (((base & 255) * keep + added[color]) >> 8) |
-        ((((base >> 8) & 255) * keep + added[color + 1]) >> 8 << 8) |
-        ((((base >> 16) & 255) * keep + added[color + 2]) >> 8 << 16) | 0xff000000;
+      drawn[o] = OPAQUE | // red and blue at once: 16 bits lie between them
+        (((Math.imul(base & 0xff00ff, keep) + redAndBlue[entry]) >>> 8) & 0xff00ff) |
+        (((Math.imul(base & 0xff00, keep) + green[entry]) >>> 8) & 0xff00);
     }
   }
   if (contour > 0) drawContour(inside, width, height, drawn, lineWidth);
+}
+
+/** For each of the 256 values in fixed point: how much is kept of the image, of 256, and what the colour adds to it. */
+function mixture(model) {
+  const { rgb, alpha } = colors(model);
+  const kept = new Int32Array(256), redAndBlue = new Int32Array(256), green = new Int32Array(256);
+  for (let value = 0; value < 256; value++) {
+    const share = Math.round(256 * alpha[value]);
+    const [red, g, blue] = rgb.subarray(3 * value, 3 * value + 3);
+    kept[value] = 256 - share;
+    redAndBlue[value] = (red * share + 128) | ((blue * share + 128) << 16);
+    green[value] = (g * share + 128) << 8;
+  }
+  return { kept, redAndBlue, green };
+}
+
+/** One row of the mask at the width of the image. */
+function stretch(mask, row, { first, second, weight }, out) {
+  const values = mask.values, start = row * mask.width;
+  for (let x = 0; x < out.length; x++) {
+    const left = values[start + first[x]];
+    out[x] = left + (values[start + second[x]] - left) * weight[x];
+  }
 }
 
 /** A white line along the inner edge of the mask. */
@@ -106,7 +127,7 @@ function drawContour(inside, width, height, drawn, lineWidth) {
       const edge =
         (x >= lineWidth && !inside[i - lineWidth]) || (x + lineWidth < width && !inside[i + lineWidth]) ||
         (y >= lineWidth && !inside[i - step]) || (y + lineWidth < height && !inside[i + step]);
-      if (edge) drawn[i] = 0xffffffff;
+      if (edge) drawn[i] = -1; // white
     }
   }
 }

@@ -33,6 +33,7 @@ function drawMarks(model, canvas, image) {
 
 /** One chip for each group of dots. */
 function drawGroups(model, parent) {
+  if (!parent.childElementCount && !model.get("mark_groups").length) return;
   parent.replaceChildren();
   for (const [name, color] of model.get("mark_groups")) {
     element("span", "m2f-chip", parent, name).style.setProperty("--m2f-chip", color);

@@ -21,21 +21,28 @@ function readout(model, value) {
   return model.get("readout").replace("{value}", value.toFixed(2)).replace("{percent}", percent(value));
 }
 
+/** Write a text, unless it stands there already: every change of the page makes the browser lay it out again. */
+function say(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
 function drawLegend(model, mask, nodes) {
   nodes.names.replaceChildren();
   const named = model.get("names").length > 0;
   for (const part of ["low", "bar", "high"]) nodes[part].hidden = named;
   if (named) return drawNames(model, mask, nodes.names);
   const words = model.get("words"), asPercent = model.get("readout").includes("{percent}");
-  nodes.low.textContent = words.length ? words[0] : "0";
-  nodes.high.textContent = words.length ? words[1] : asPercent ? percent(mask.scale) : String(Number(mask.scale.toPrecision(2)));
-  nodes.label.textContent = model.get("unit");
+  const top = asPercent ? percent(mask.scale) : String(Number(mask.scale.toPrecision(2)));
+  say(nodes.low, words.length ? words[0] : "0");
+  say(nodes.high, words.length ? words[1] : top);
+  say(nodes.label, model.get("unit"));
   const { rgb, alpha } = colors(model);
   const stops = Array.from({ length: 17 }, (_, i) => {
     const value = Math.round((255 * i) / 16);
     return `rgba(${rgb.subarray(3 * value, 3 * value + 3).join(", ")}, ${alpha[value].toFixed(3)})`;
   });
-  nodes.bar.style.background = `linear-gradient(to right, ${stops.join(", ")}), #cfd3d8`;
+  const gradient = `linear-gradient(to right, ${stops.join(", ")}), #cfd3d8`;
+  if (nodes.bar.dataset.gradient !== gradient) nodes.bar.style.background = nodes.bar.dataset.gradient = gradient;
 }
 
 /** A chip of its colour for every label that occurs, the most frequent first. */
@@ -49,10 +56,12 @@ function drawNames(model, mask, parent) {
   }
 }
 
+const NOTHING = {}; // no caption
+
 /** What the picture says of the place that was clicked last: of the cell of a grid of places. */
 function noteAt(model, stack) {
   const [rows, columns] = model.get("places"), clicked = model.get("clicked"), notes = model.get("notes");
-  if (!clicked.length || !notes.length) return {};
+  if (!clicked.length || !notes.length) return NOTHING;
   const cell = placeOf(model, rows, columns);
   return notes[cell][Math.min(stack, notes[cell].length - 1)];
 }
@@ -75,8 +84,10 @@ function drawTable(table, parent) {
 }
 
 function drawCaption(caption, nodes) {
-  nodes.text.textContent = caption.text ?? "";
-  nodes.warning.textContent = caption.warning ?? "";
+  if (nodes.shown === caption) return;
+  nodes.shown = caption;
+  say(nodes.text, caption.text ?? "");
+  say(nodes.warning, caption.warning ?? "");
   nodes.warning.hidden = !caption.warning;
   nodes.bars.replaceChildren();
   drawTable(caption.table, nodes.table);

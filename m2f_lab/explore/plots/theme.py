@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
@@ -23,10 +24,11 @@ class NotebookFigure(Figure):
     """A figure that a notebook shows; matplotlib's own does so only after pyplot was imported."""
 
     def _repr_png_(self) -> bytes:
-        drawn, packed = io.BytesIO(), io.BytesIO()
-        self.savefig(drawn, format="png")
+        canvas, packed = FigureCanvasAgg(self), io.BytesIO()
+        canvas.draw()
         # 256 colours look the same at this size, and notebooks stay small enough for GitHub to show.
-        Image.open(drawn).convert("RGB").quantize(256).save(packed, format="png", optimize=True)
+        drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        drawn.quantize(256).save(packed, format="png", optimize=True)
         return packed.getvalue()
 
 
