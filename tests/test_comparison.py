@@ -38,6 +38,13 @@ def folders(tmp_path: Path) -> list[Path]:
     ]
 
 
+def test_a_damaged_line_is_named(folders: list[Path]) -> None:
+    file = folders[1] / "metrics.jsonl"
+    file.write_text(file.read_text() + "{broken\n{half of a line that is being written")
+    with pytest.raises(ValueError, match=r"Line 3 of .*fast.metrics\.jsonl is not JSON"):
+        compare(folders)
+
+
 def test_only_what_differs_is_listed(folders: list[Path]) -> None:
     comparison = compare(folders)
     assert comparison.differences == {

@@ -5,10 +5,11 @@ L predictions. Terms of the loss are "class", "mask" and "dice"; "2.mask" is the
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
+
+from m2f_lab.training.run import parse_row
 
 TERMS = ("class", "mask", "dice")
 _FIGURES = ("iteration", "loss", "learning_rate", "images_per_second", "seconds", "memory_gib")
@@ -91,18 +92,10 @@ class RowFile:
             stream.seek(self._read)
             complete = stream.read().rpartition(b"\n")[0]
         lines = complete.split(b"\n") if complete else []
-        rows = [self._parse(line, self._lines + number) for number, line in enumerate(lines, start=1)]
+        rows = [parse_row(line, self._lines + number, self.path) for number, line in enumerate(lines, start=1)]
         self._read += len(complete) + bool(complete)
         self._lines += len(lines)
         return rows
-
-    def _parse(self, line: bytes, number: int) -> dict:
-        try:
-            return json.loads(line)
-        except ValueError as error:
-            raise ValueError(
-                f"Line {number} of {self.path} is not JSON ({error}); take the line away, or restore the file."
-            ) from error
 
 
 def time_left(rows: list[dict], max_iterations: int) -> float | None:

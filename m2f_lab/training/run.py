@@ -108,10 +108,30 @@ class Run:
 
 
 def read_rows(file: Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a last line that is still being written is left out."""
+    """The rows of a `metrics.jsonl`; a last line that is still being written is left out.
+
+    Raises:
+        ValueError: a complete line is not JSON.
+    """
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    complete = file.read_bytes().rpartition(b"\n")[0]
+    lines = complete.split(b"\n") if complete else []
+    return [parse_row(line, number, file) for number, line in enumerate(lines, start=1)]
+
+
+def parse_row(line: bytes, number: int, file: Path) -> dict:
+    """One row of a `metrics.jsonl`; `number` is its line's, from 1.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(
+            f"Line {number} of {file} is not JSON ({error}); take the line away, or restore the file."
+        ) from error
 
 
 def append_row(file: Path, row: dict) -> None:
