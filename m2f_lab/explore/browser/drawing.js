@@ -2,7 +2,7 @@
 //
 // Masks arrive once, as stacks of uint8 [num_masks, num_channels, height, width] one after the other. `stack`, `index`
 // and `channel` choose one. A value is read bilinearly (or from its cell, if not `smooth`), looked up in a table of 256
-// RGBA colours, and mixed into the image. `composite` in mask_view.py states the same in numpy; tests compare the two.
+// RGBA colours, and mixed into the image. `composite` in mask_drawing.py states the same in numpy; tests compare the two.
 
 const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -79,7 +79,7 @@ function composite(model, mask, image, lineWidth) {
   let above = new Float32Array(width), below = new Float32Array(width); // two rows of the mask at the image's width
   let first = -1, second = -1;
   for (let y = 0, o = 0; y < height; y++) {
-    if (rows.first[y] === second) [above, below, first, second] = [below, above, second, -1];
+    if (rows.first[y] !== first && rows.first[y] === second) [above, below, first, second] = [below, above, second, first];
     if (rows.first[y] !== first) stretch(mask, first = rows.first[y], columns, above);
     if (rows.second[y] !== second) stretch(mask, second = rows.second[y], columns, below);
     const down = rows.weight[y];
