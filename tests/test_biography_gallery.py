@@ -98,7 +98,7 @@ def test_the_gallery_holds_the_heat_maps() -> None:
             np.testing.assert_allclose(view.mask / 255, expected / expected.max(), atol=0.5 / 255 + 1e-6)
     pick = np.frombuffer(heat.pick, "<u2").reshape(heat.pick_shape)
     assert [pick[20, 2], pick[2, 30]] == [0, 2]
-    links = {(link.source[0], link.source[1], link.target[0], link.target[1]) for link in gallery._links}
+    links = {pair for links in gallery._links for pair in links.pairs}
     assert (grid, "index", heat, "index") in links
     assert (gallery.opacity_slider, "value", heat, "opacity") in links
 

@@ -124,7 +124,7 @@ def test_keys_mute_undo_and_redo(tool: CounterfactualExplorer, picture: str) -> 
 
 
 def test_arrows_choose_on_every_picture(tool: CounterfactualExplorer) -> None:
-    links = {(*source, *target) for source, target in ((link.source, link.target) for link in tool._links)}
+    links = {pair for links in tool._links for pair in links.pairs}
     for name, view in tool.views.items():
         assert (tool.controls.layer, "index", view, "stack") in links
         view.set_state({"stack": LAYERS - 1})
@@ -237,7 +237,7 @@ def test_a_click_chooses_the_query_that_contributes_most_now(tool: Counterfactua
 
 
 def test_everything_is_linked_in_the_browser(tool: CounterfactualExplorer) -> None:
-    links = {(*link.source, *link.target) for link in tool._links}
+    links = {pair for links in tool._links for pair in links.pairs}
     controls, hidden = tool.controls, tool.views["hidden"]
     assert (controls.query, "value", hidden, "index") in links
     assert (controls.query, "value", controls.query_menu, "index") in links

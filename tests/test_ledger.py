@@ -127,7 +127,7 @@ def test_a_page_knows_a_grid_of_ledgers_and_leaves_the_tool_as_it_was(tmp_path) 
 
 def test_arrows_on_both_pictures_change_the_class() -> None:
     tool = some_ledger()
-    links = {(*link.source, *link.target) for link in tool._links}
+    links = {pair for links in tool._links for pair in links.pairs}
     for view in tool.views.values():
         assert (tool.class_menu, "index", view, "index") in links
         view.set_state({"index": len(tool.classes) - 1})

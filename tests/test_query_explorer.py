@@ -232,7 +232,7 @@ def test_controls_speak_of_queries_layers_and_heads() -> None:
 
 def test_everything_is_linked_in_the_browser() -> None:
     explorer = some_explorer()
-    links = {(link.source[0], link.source[1], link.target[0], link.target[1]) for link in explorer._links}
+    links = {pair for links in explorer._links for pair in links.pairs}
     for name, view in explorer.views.items():
         assert (explorer.layer_slider, "value", view, "stack") in links
         assert (explorer.query_slider, "value", view, "index") in links

@@ -280,7 +280,7 @@ def test_the_map_below_says_how_far_each_position_reads() -> None:
 
 def test_controls_are_linked_in_the_browser() -> None:
     viewer = some_viewer()
-    links = {(link.source[0], link.source[1], link.target[0], link.target[1]) for link in viewer._links}
+    links = {pair for links in viewer._links for pair in links.pairs}
     for view in viewer.views.values():
         assert (viewer.layer_slider, "index", view, "stack") in links
         assert (viewer.level_menu, "index", view, "index") in links

@@ -273,7 +273,7 @@ def test_choosing_a_trap_shows_it(bench, trials) -> None:
 def test_flipping_is_left_to_the_browser(bench) -> None:
     lab = TrapLab(bench, [traps.find("no-object first"), traps.find("padding not cropped")])
     lab.trap = "padding not cropped"
-    links = {(*link.source, *link.target) for link in lab._links}
+    links = {pair for links in lab._links for pair in links.pairs}
     assert (lab.switch, "index", lab._value, "selected_index") in links
     for view in lab.views.values():
         assert (lab.switch, "index", view, "index") in links

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 
+from m2f_lab.explore.links import Links, Trait
+
 if TYPE_CHECKING:
     from m2f_lab.explore.mask_view import MaskView
-
-Trait = tuple[ipywidgets.Widget, str]
-"""A widget and the name of one of its values."""
 
 
 class Explorer(ipywidgets.VBox):
@@ -27,7 +26,7 @@ class Explorer(ipywidgets.VBox):
 
     # A tool that is refused its arguments is closed, too.
     views: Mapping[str, MaskView] = MappingProxyType({})
-    _links: tuple[ipywidgets.Widget, ...] = ()
+    _links: tuple[Links, ...] = ()
 
     def __init__(
         self,
@@ -43,12 +42,11 @@ class Explorer(ipywidgets.VBox):
         views: all pictures among them.
         name: the tool's CSS class is m2f-<name>.
         summary: the tool in one line; it is its `repr`.
-        links: values that the browser keeps equal. The kernel only hears of it: were it to answer, it would fight the
-            mouse.
+        links: values that the browser keeps equal; see `Links`.
         """
         self.views = views
         self._summary = summary
-        self._links = tuple(ipywidgets.jslink(source, target) for source, target in links)
+        self._links = (Links(links),) if links else ()
         super().__init__(list(rows))
         self.add_class("m2f-explorer").add_class(f"m2f-{name}")
         trim_heap()  # of what the model needed on its way

@@ -15,6 +15,7 @@ import numpy as np
 
 from m2f_lab.explore.captions import Caption
 from m2f_lab.explore.explorer import Explorer, controls, menu, pictures, share_slider
+from m2f_lab.explore.links import Links
 from m2f_lab.explore.mask_drawing import TABLES, composite, label_table, to_uint8
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.offline import Control, off_page, save_page
@@ -122,8 +123,8 @@ class TrapLab(Explorer):
         name = trial.trap.name
         if name not in self.views:
             view = self.views[name] = picture(trial, self._width)
-            pairs = (((self.switch, "index"), (view, "index")), ((self.opacity_slider, "value"), (view, "opacity")))
-            self._links += tuple(ipywidgets.jslink(source, target) for source, target in pairs)
+            pairs = [((self.switch, "index"), (view, "index")), ((self.opacity_slider, "value"), (view, "opacity"))]
+            self._links += (Links(pairs),)
         # In the kernel they may have missed each other: only a browser keeps links.
         self.views[name].index, self.views[name].opacity = self.switch.index, self.opacity_slider.value
         return self.views[name]

@@ -57,6 +57,7 @@ function colors(model) {
 }
 
 const OPAQUE = 0xff000000 | 0; // signed, as all words here: engines compute with numbers above 2^31 in floating point
+const WHITE = -1;
 
 /** Pixels as words of 32 bits, red lowest, and what mixing needs again and again at this size. */
 function drawable(width, height, data, source) {
@@ -70,29 +71,43 @@ function drawable(width, height, data, source) {
 
 /** Mix the mask into the image, pixel by pixel; the result is image.target. */
 function composite(model, mask, image, lineWidth) {
-  const { width, height, words, drawn, inside } = image;
+  const { width, height } = image;
   const [coverX, coverY] = model.get("coverage"), smooth = model.get("smooth");
   const columns = samplingTable(width, mask.width, coverX, smooth);
   const rows = samplingTable(height, mask.height, coverY, smooth);
   const contour = model.get("opacity") && 255 * model.get("contour");
-  const { kept, redAndBlue, green } = mixture(model);
+  const colors = mixture(model);
   let above = new Float32Array(width), below = new Float32Array(width); // two rows of the mask at the image's width
   let first = -1, second = -1;
-  for (let y = 0, o = 0; y < height; y++) {
+  for (let y = 0; y < height; y++) {
     if (rows.first[y] !== first && rows.first[y] === second) [above, below, first, second] = [below, above, second, first];
     if (rows.first[y] !== first) stretch(mask, first = rows.first[y], columns, above);
     if (rows.second[y] !== second) stretch(mask, second = rows.second[y], columns, below);
-    const down = rows.weight[y];
-    for (let x = 0; x < width; x++, o++) {
-      const value = above[x] + (below[x] - above[x]) * down, entry = (value + 0.5) | 0;
-      const base = words[o], keep = kept[entry];
-      inside[o] = value >= contour ? 1 : 0;
-      drawn[o] = OPAQUE | // red and blue at once: 16 bits lie between them
-        (((Math.imul(base & 0xff00ff, keep) + redAndBlue[entry]) >>> 8) & 0xff00ff) |
-        (((Math.imul(base & 0xff00, keep) + green[entry]) >>> 8) & 0xff00);
-    }
+    mixRow(image, y, above, below, rows.weight[y], colors);
+    if (contour > 0) drawContour(image, y, above, below, rows.weight[y], contour, lineWidth);
   }
-  if (contour > 0) drawContour(inside, width, height, drawn, lineWidth);
+}
+
+/** One row of the picture. A function of its own: engines compile what is called often. */
+function mixRow({ width, words, drawn }, y, above, below, down, { kept, redAndBlue, green }) {
+  for (let x = 0, o = y * width; x < width; x++, o++) {
+    const entry = (above[x] + (below[x] - above[x]) * down + 0.5) | 0;
+    const base = words[o], keep = kept[entry];
+    drawn[o] = OPAQUE | // red and blue at once: 16 bits lie between them
+      (((Math.imul(base & 0xff00ff, keep) + redAndBlue[entry]) >>> 8) & 0xff00ff) |
+      (((Math.imul(base & 0xff00, keep) + green[entry]) >>> 8) & 0xff00);
+  }
+}
+
+/** A white line along the inner edge of the mask: where a pixel inside meets one outside, in this row and above it. */
+function drawContour({ width, drawn, inside }, y, above, below, down, contour, lineWidth) {
+  const step = lineWidth * width;
+  for (let x = 0, o = y * width; x < width; x++, o++) {
+    const here = above[x] + (below[x] - above[x]) * down >= contour ? 1 : 0;
+    inside[o] = here;
+    if (x >= lineWidth && inside[o - lineWidth] !== here) drawn[here ? o : o - lineWidth] = WHITE;
+    if (y >= lineWidth && inside[o - step] !== here) drawn[here ? o : o - step] = WHITE;
+  }
 }
 
 /** For each of the 256 values in fixed point: how much is kept of the image, of 256, and what the colour adds to it. */
@@ -115,20 +130,6 @@ function stretch(mask, row, { first, second, weight }, out) {
   for (let x = 0; x < out.length; x++) {
     const left = values[start + first[x]];
     out[x] = left + (values[start + second[x]] - left) * weight[x];
-  }
-}
-
-/** A white line along the inner edge of the mask. */
-function drawContour(inside, width, height, drawn, lineWidth) {
-  const step = lineWidth * width;
-  for (let y = 0, i = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, i++) {
-      if (!inside[i]) continue;
-      const edge =
-        (x >= lineWidth && !inside[i - lineWidth]) || (x + lineWidth < width && !inside[i + lineWidth]) ||
-        (y >= lineWidth && !inside[i - step]) || (y + lineWidth < height && !inside[i + step]);
-      if (edge) drawn[i] = -1; // white
-    }
   }
 }
 

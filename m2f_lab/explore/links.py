@@ -1,0 +1,40 @@
+"""Links: values of widgets that the browser keeps equal by itself.
+
+What `ipywidgets.jslink` does for one pair, done for all pairs of a tool by one widget: a page opens two dozen channels
+to the kernel less, and the kernel hears of a change only after the pictures were drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anywidget
+import ipywidgets
+import traitlets
+
+from m2f_lab.explore.mask_view import browser_module
+
+Trait = tuple[ipywidgets.Widget, str]
+"""A widget and the name of one of its values."""
+
+
+class Links(anywidget.AnyWidget):
+    """Pairs of values that the browser keeps equal. The kernel only hears of it: were it to answer, it would fight the
+    mouse.
+
+    Attributes:
+        pairs: (widget, name of a value, widget, name of a value); at first the second takes the value of the first.
+    """
+
+    _esm = browser_module("links")
+
+    pairs = traitlets.List().tag(sync=True, **ipywidgets.widget_serialization)
+
+    def __init__(self, pairs: Sequence[tuple[Trait, Trait]]) -> None:
+        """Raises:
+        ValueError: a widget has no such value.
+        """
+        for widget, name in (end for pair in pairs for end in pair):
+            if name not in widget.keys:
+                raise ValueError(f"{type(widget).__name__} has no value {name!r} that a browser knows.")
+        super().__init__(pairs=[(*source, *target) for source, target in pairs])
