@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from m2f_lab.model.deformable_attention import DeformableAttention, deformable_sampling
+from m2f_lab.model.deformable_attention import DeformableAttention, deformable_sampling, sample_by_grid
 
 SIZES = [(2, 3), (4, 5), (3, 3)]
 
@@ -40,6 +40,7 @@ def test_sampling_against_a_loop(inputs):
     values, locations, weights = inputs
     expected = naive_sampling(values, SIZES, locations, weights)
     torch.testing.assert_close(deformable_sampling(values, SIZES, locations, weights), expected)
+    torch.testing.assert_close(sample_by_grid(values, SIZES, locations, weights), expected)
 
 
 def test_gradients(inputs):

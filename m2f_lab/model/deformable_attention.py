@@ -6,17 +6,25 @@ H/W height/width of a level.
 Source: Deformable DETR (Zhu et al. 2021), section 4.1. No compiled operator is needed.
 """
 
+import functools
+import importlib.util
+import logging
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2f_lab.model.deformable_bags import sample_by_bags
+
 
 def deformable_sampling(
     values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
     """Sum values, read at fractional locations of every level, with weights.
+
+    CPUs read bags of rows, CUDA devices run a kernel of ours; both add up in float32 at least. Where the kernel cannot
+    run, PyTorch's `grid_sample` does the work. The log says which of them it is.
 
     Args:
         values: the levels flattened one behind the other. [B, S, heads, D]
@@ -25,10 +33,47 @@ def deformable_sampling(
         weights: attention weights. [B, Q, heads, L, P]
 
     Returns:
-        The weighted sum per position and head. [B, Q, heads, D]
+        The weighted sum per position and head, in the type of the values. [B, Q, heads, D]
 
     Source: Deformable DETR, equation 3.
     """
+    if values.device.type == "cpu":
+        announce(logging.INFO, "Deformable attention on the CPU reads bags of rows.")
+        return sample_by_bags(values, level_sizes, locations, weights)
+    obstacle = obstacle_to_kernel(values.device.type, values.dtype)
+    if obstacle:
+        announce(logging.WARNING, f"Deformable attention runs without its kernel, through grid_sample: {obstacle}.")
+        return sample_by_grid(values, level_sizes, locations, weights)
+    announce(logging.INFO, "Deformable attention runs its Triton kernel.")
+    return sample_by_kernel(values, level_sizes, locations, weights)
+
+
+@functools.cache
+def announce(level: int, message: str) -> None:
+    """Log a message once per process."""
+    logging.getLogger("m2f_lab").log(level, message)
+
+
+def obstacle_to_kernel(device: str, dtype: torch.dtype) -> str | None:
+    """Why the kernel cannot run there, if it cannot."""
+    if device != "cuda":
+        return f"there is none for the device {device!r}"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it computes in float32, not in {dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return 'triton is missing (pip install "m2f_lab[triton]")'
+    return None
+
+
+def sample_by_kernel(values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    """`deformable_sampling` on CUDA. Triton is imported where it is needed only: it is not everywhere."""
+    from m2f_lab.model.deformable_kernel import sample_by_kernel
+
+    return sample_by_kernel(values, level_sizes, locations, weights)
+
+
+def sample_by_grid(values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    """`deformable_sampling` as it is usually written without a kernel; runs everywhere, and is what others equal."""
     batch, _, heads, dim = values.shape
     queries = locations.shape[1]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)
@@ -42,7 +87,7 @@ def deformable_sampling(
             maps, grids[:, :, level].to(maps.dtype), mode="bilinear", padding_mode="zeros", align_corners=False
         )  # (B * heads, D, Q, P)
         total = total + (sampled * shares[:, None, :, level]).sum(dim=3)
-    return total.reshape(batch, heads, dim, queries).permute(0, 3, 1, 2)
+    return total.to(values.dtype).reshape(batch, heads, dim, queries).permute(0, 3, 1, 2)
 
 
 class DeformableAttention(nn.Module):

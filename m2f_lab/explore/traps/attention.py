@@ -16,7 +16,7 @@ from torch import Tensor
 from m2f_lab.explore.traps.measures import distance, inside_image, mean_iou_with
 from m2f_lab.explore.traps.trap import Bench, Finding, Trap
 from m2f_lab.model import deformable_attention, transformer_decoder
-from m2f_lab.model.deformable_attention import DeformableAttention, deformable_sampling
+from m2f_lab.model.deformable_attention import DeformableAttention, deformable_sampling, sample_by_grid
 from m2f_lab.model.transformer_decoder import attention_blocked
 from m2f_lab.structures import MaskLogits
 
@@ -114,14 +114,14 @@ def corners_aligned(values: Tensor, level_sizes: list, locations: Tensor, weight
     """0 and 1 become the centres of the outer cells; they are the edges of the image."""
     wrong = partial(grid_sample_with, {"align_corners": True}, F.grid_sample)
     with patch.object(F, "grid_sample", wrong):
-        return deformable_sampling(values, level_sizes, locations, weights)
+        return sample_by_grid(values, level_sizes, locations, weights)
 
 
 def border_repeated(values: Tensor, level_sizes: list, locations: Tensor, weights: Tensor) -> Tensor:
     """Outside the image, the border goes on for ever; there should be nothing."""
     wrong = partial(grid_sample_with, {"padding_mode": "border"}, F.grid_sample)
     with patch.object(F, "grid_sample", wrong):
-        return deformable_sampling(values, level_sizes, locations, weights)
+        return sample_by_grid(values, level_sizes, locations, weights)
 
 
 @torch.no_grad()

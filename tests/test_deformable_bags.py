@@ -1,0 +1,168 @@
+"""Reading bags of rows on the CPU against `grid_sample`: values, all three gradients, and what lies outside."""
+
+import itertools
+import logging
+
+import pytest
+import torch
+
+from m2f_lab.model import deformable_attention
+from m2f_lab.model.deformable_attention import deformable_sampling, sample_by_grid
+from m2f_lab.model.deformable_bags import Canvas, sample_by_bags
+
+DOUBLE = torch.float64
+
+
+def random_inputs(level_sizes, batch=2, queries=5, heads=2, dim=3, points=2, dtype=DOUBLE):
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, queries, heads, len(level_sizes), points)
+    values = torch.randn(batch, sum(h * w for h, w in level_sizes), heads, dim, generator=generator, dtype=DOUBLE)
+    locations = torch.rand(*shape, 2, generator=generator, dtype=DOUBLE) * 1.4 - 0.2  # some of them outside
+    weights = torch.rand(shape, generator=generator, dtype=DOUBLE)
+    return tuple(x.to(dtype).requires_grad_() for x in (values, locations, weights))
+
+
+def output_and_gradients(sample, level_sizes, inputs):
+    values, locations, weights = inputs
+    output = sample(values, level_sizes, locations, weights)
+    sensitivity = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    return [output, *torch.autograd.grad((output * sensitivity).sum(), inputs)]
+
+
+def assert_equal_to_grid_sample(level_sizes, inputs):
+    expected = output_and_gradients(sample_by_grid, level_sizes, inputs)
+    for ours, theirs in zip(output_and_gradients(sample_by_bags, level_sizes, inputs), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "level_sizes",
+    [[(2, 3), (4, 5), (3, 3)], [(7, 4)], [(1, 1), (1, 1)], [(1, 9), (8, 1)], [(4, 2), (3, 7), (5, 5), (1, 2)]],
+    ids=str,
+)
+def test_equal_to_grid_sample(level_sizes):
+    assert_equal_to_grid_sample(level_sizes, random_inputs(level_sizes))
+
+
+@pytest.mark.parametrize("level_sizes", [[(3, 4)], [(2, 5), (4, 3)], [(4, 3), (2, 5)]], ids=str)
+def test_on_around_and_beyond_the_edge(level_sizes):
+    """Every half pixel from well outside to well outside: where corners of a point leave the image one by one."""
+    values, _, _ = random_inputs(level_sizes, batch=1, heads=2, dim=2)
+    locations = []
+    for height, width in level_sizes:
+        steps = itertools.product(torch.arange(-1.5, width + 1.75, 0.25), torch.arange(-1.5, height + 1.75, 0.25))
+        locations.append(torch.stack([torch.stack([x / width, y / height]) for x, y in steps])[:300])
+    count = min(map(len, locations))
+    locations = torch.stack([x[:count] for x in locations], dim=1)[None, :, None, :, None]  # (1, Q, 1, L, 1, 2)
+    locations = locations.expand(-1, -1, 2, -1, -1, -1).to(DOUBLE).requires_grad_()
+    weights = torch.rand(locations.shape[:-1], dtype=DOUBLE, requires_grad=True)
+    assert_equal_to_grid_sample(level_sizes, (values, locations, weights))
+
+
+def test_gradcheck():
+    level_sizes = [(2, 3), (3, 2)]
+    inputs = random_inputs(level_sizes, batch=2, queries=2)
+    assert torch.autograd.gradcheck(lambda v, o, w: sample_by_bags(v, level_sizes, o, w), inputs)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e9, 1e30, float("inf"), -1e9, float("-inf")])
+def test_far_away_is_zero(far):
+    level_sizes = [(2, 3), (4, 5)]
+    values, locations, weights = random_inputs(level_sizes, dtype=torch.float32)
+    near = locations.detach()
+    with torch.no_grad():
+        locations[:, 2, 1, 0] = far
+        without = weights.clone()
+        without[:, 2, 1, 0] = 0
+    output, value_grad, location_grad, weight_grad = output_and_gradients(
+        sample_by_bags, level_sizes, (values, locations, weights)
+    )
+    torch.testing.assert_close(output, sample_by_grid(values, level_sizes, near.nan_to_num(0, 9, -9), without))
+    assert not location_grad[:, 2, 1, 0].any()
+    assert not weight_grad[:, 2, 1, 0].any()
+    assert value_grad.isfinite().all()
+
+
+def test_a_location_that_is_not_a_number_spoils_its_own_sum_only():
+    level_sizes = [(2, 3), (4, 5)]
+    inputs = random_inputs(level_sizes, dtype=torch.float32)
+    clean = sample_by_bags(inputs[0], level_sizes, inputs[1], inputs[2]).detach()
+    with torch.no_grad():
+        inputs[1][0, 3, 1, 1, 0] = float("nan")
+    output, *_ = output_and_gradients(sample_by_bags, level_sizes, inputs)
+    assert output[0, 3, 1].isnan().all()
+    clean[0, 3, 1] = output.detach()[0, 3, 1]
+    torch.testing.assert_close(output.detach(), clean, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("batch", "queries"), [(0, 5), (2, 0)])
+def test_nothing_to_do(batch, queries):
+    level_sizes = [(2, 3), (4, 5)]
+    inputs = random_inputs(level_sizes, batch=batch, queries=queries)
+    output, value_grad, *_ = output_and_gradients(sample_by_bags, level_sizes, inputs)
+    assert output.shape == (batch, queries, 2, 3)
+    assert not value_grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_float32(dtype):
+    level_sizes = [(5, 6), (9, 7)]
+    values, locations, weights = (x.detach().to(dtype) for x in random_inputs(level_sizes, dim=8, points=4))
+    exact = output_and_gradients(
+        sample_by_grid, level_sizes, [x.double().requires_grad_() for x in (values, locations, weights)]
+    )
+    ours = output_and_gradients(sample_by_bags, level_sizes, [x.requires_grad_() for x in (values, locations, weights)])
+    for tensor, reference in zip(ours, exact, strict=True):
+        assert tensor.dtype == dtype
+        # Nothing but the result is rounded (and, for gradients, the output gradient).
+        torch.testing.assert_close(tensor.double(), reference, rtol=4 * torch.finfo(dtype).eps, atol=0.02)
+
+
+def test_autocast_and_strided_inputs():
+    level_sizes = [(3, 4), (5, 2)]
+    values, locations, weights = (x.detach().float() for x in random_inputs(level_sizes, heads=3))
+    expected = sample_by_grid(values, level_sizes, locations, weights)
+    strided = values.transpose(1, 3).contiguous().transpose(1, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(sample_by_bags(strided, level_sizes, locations, weights), expected)
+
+
+def test_levels_on_the_canvas_do_not_touch():
+    """Also across the ends of rows, where one row's border on the right is the next one's on the left."""
+    canvas = Canvas([(2, 3), (1, 1), (3, 2)], heads=2, points=1, dtype=torch.float32)
+    table = canvas.paint(torch.ones(13, 2, 1))
+    assert table.sum() == 26
+    assert not table.view(2, -1, canvas.pitch)[:, [0, 3, 5, 9, 10]].any()
+    assert not table.view(2, -1, canvas.pitch)[:, :, 0].any()
+
+
+def test_nothing_of_the_samples_size_is_kept_for_backward():
+    inputs = random_inputs([(2, 3), (4, 5)])
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
+        sample_by_bags(inputs[0], [(2, 3), (4, 5)], inputs[1], inputs[2])
+    assert set(kept) == {x.data_ptr() for x in inputs}
+
+
+def test_the_log_says_once_which_path_runs(caplog):
+    level_sizes = [(2, 3)]
+    deformable_attention.announce.cache_clear()
+    values, locations, weights = (x.detach() for x in random_inputs(level_sizes))
+    with caplog.at_level(logging.INFO, logger="m2f_lab"):
+        for _ in range(3):
+            deformable_sampling(values, level_sizes, locations, weights)
+        assert [r.getMessage() for r in caplog.records] == ["Deformable attention on the CPU reads bags of rows."]
+        meta = [x.to("meta") for x in (values, locations, weights)]
+        for _ in range(2):
+            assert deformable_sampling(meta[0], level_sizes, *meta[1:]).shape == (2, 5, 2, 3)
+    assert [r.levelname for r in caplog.records] == ["INFO", "WARNING"]
+    assert "grid_sample: there is none for the device 'meta'" in caplog.records[1].getMessage()
+
+
+def test_why_there_is_no_kernel(monkeypatch):
+    obstacle = deformable_attention.obstacle_to_kernel
+    assert "float64" in obstacle("cuda", torch.float64)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install" in obstacle("cuda", torch.float32)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert obstacle("cuda", torch.bfloat16) is None
