@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from m2f_lab.structures import IGNORE
 
@@ -184,7 +184,9 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
     """
     if 0 in image.size:
         raise DataError(f"{name} is empty: {image.width} × {image.height} pixels.")
-    image = ImageOps.exif_transpose(image)
+    image.load()  # a PNG file may say how it is turned behind its pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # only then, because it copies every image
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # PIL would cut everything above 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -193,7 +195,8 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
         # Palettes with transparency: PIL warns that their alpha channel is dropped, as is meant.
         warnings.simplefilter("ignore")
         try:
-            return np.array(image.convert("RGB"))  # a copy: PyTorch warns of arrays it must not write to
+            pixels = image if image.mode == "RGB" else image.convert("RGB")
+            return np.array(pixels)  # a copy: PyTorch warns of arrays it must not write to
         except ValueError as error:
             raise DataError(f"{name} has mode {image.mode}, which PIL cannot convert to RGB.") from error
 

@@ -4,7 +4,8 @@ H/W height/width of the sample, h/w of the crop.
 
 Same steps, order and odds as the official mapper for semantic segmentation (detectron2's ResizeShortestEdge,
 RandomCrop_CategoryAreaConstraint, ColorAugSSDTransform and RandomFlip, then padding), with two liberties:
-- Only the crop is resized, not the whole image, which may be ten times larger. The pixels are the same.
+- Only the crop is resized, not the whole image, which may be ten times larger. The pixels are the same, but for the
+  rounding of one in a thousand.
 - Labels are read at the centre of each new pixel, as the image is. The official code reads them at its corner, half a
   pixel off.
 
@@ -19,7 +20,7 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
 from m2f_lab.data.dataset import Sample
@@ -57,19 +58,16 @@ class TrainingTransform:
         shortest_edge = config.shortest_edges[rng.integers(len(config.shortest_edges))]
         size = resized_size(sample.label_map.shape, shortest_edge, config.longest_edge)
         box = _draw_box(sample.label_map, size, config, rng)
-        *_, height, width = box
+        jitter = ColorJitter.draw(rng) if config.color_jitter else ColorJitter()
+        columns = slice(None, None, -1 if config.flip and rng.random() < 0.5 else 1)
 
+        *_, height, width = box
         image = np.full((3, *config.crop_size), IMAGE_PADDING, np.uint8)
         label_map = np.full(config.crop_size, IGNORE, np.uint8)
-        inner = image[:, :height, :width]
-        inner[:] = crop_of_resized_image(sample.image, size, box).transpose(2, 0, 1)
-        label_map[:height, :width] = crop_of_resized_labels(sample.label_map, size, box)
-
-        if config.color_jitter:
-            ColorJitter.draw(rng).apply(inner)
-        if config.flip and rng.random() < 0.5:
-            inner[:] = inner[:, :, ::-1].copy()
-            label_map[:height, :width] = label_map[:height, :width][:, ::-1].copy()
+        crop = crop_of_resized_image(sample.image, size, box)
+        image[:, :height, :width] = crop[:, columns].transpose(2, 0, 1)
+        label_map[:height, :width] = crop_of_resized_labels(sample.label_map, size, box)[:, columns]
+        jitter.apply(image[:, :height, :width])
         return torch.from_numpy(image), Target.from_label_map(torch.from_numpy(label_map))
 
 
@@ -100,19 +98,26 @@ Box = tuple[int, int, int, int]
 def crop_of_resized_image(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
     """What a crop of the bilinearly resized (when shrinking, antialiased) image looks like. uint8 [h, w, 3]
 
-    Pillow resizes along x, then along y. This does the first for the rows that the crop will need and the second for
-    its columns, so the pixels are those of `Image.resize` and a crop, to the last bit. (Only where Pillow shrinks an
-    image more than twice as tall as wide does it take y first, which rounds some pixels to a neighbouring grey level.)
+    An image is resized along x, then along y. This does the first for the rows that the crop will need and the second
+    for its columns. PyTorch has a vectorised resize for bytes, two to four times as fast as Pillow's, whose weights it
+    rounds to 16 bits: of the values of `Image.resize`, about one in a thousand comes out a grey level (rarely two) off.
     """
     top, left, height, width = box
     scale = image.shape[0] / size[0]  # source rows per resized row
     reach = max(scale, 1) + 1  # a triangle filter reaches so many source rows; one more for rounding
     first = max(0, math.floor(top * scale - reach))
     last = min(image.shape[0], math.ceil((top + height) * scale + reach))
-    rows = Image.fromarray(image[first:last]).resize((size[1], last - first), Image.Resampling.BILINEAR)
-    columns = Image.new("RGB", (width, image.shape[0]))
-    columns.paste(rows.crop((left, 0, left + width, last - first)), (0, first))
-    return np.asarray(columns.resize((width, size[0]), Image.Resampling.BILINEAR).crop((0, top, width, top + height)))
+    columns = np.empty((image.shape[0], width, 3), np.uint8)  # rows out of reach stay undefined, and unused
+    columns[first:last] = _resized(image[first:last], (last - first, size[1]))[:, left : left + width]
+    return _resized(columns, (size[0], width))[top : top + height]
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] → [*size, 3]"""
+    # A batch of one before the axes change places: this is how PyTorch sees that a pixel's channels lie together, and
+    # takes and gives them so, which is twice as fast.
+    pixels = torch.from_numpy(image[None]).permute(0, 3, 1, 2)
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def crop_of_resized_labels(label_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
