@@ -138,7 +138,7 @@ def test_what_the_browser_gets() -> None:
     assert len(state["scales"]) == 4 * (6 + 3)
     assert state["image_size"] == [40, 30]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(state["base"]))), IMAGE)
-    assert json.loads(json.dumps(state["captions"])) == [
+    assert json.loads(state["captions"]) == [
         [{"text": "one", "warning": "look out", "bars": [["road", 0.5, "red"]]}, {"text": "two"}]
     ]
     assert "export default" in state["_esm"]

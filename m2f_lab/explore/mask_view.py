@@ -9,7 +9,9 @@ N masks, C channels (heads, for attention), H/W height/width of the image, h/w o
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -33,8 +35,15 @@ BROWSER = Path(__file__).parent / "browser"
 
 
 def browser_module(*names: str) -> str:
-    """One JavaScript module from files that follow each other: a browser is handed a single one."""
-    return "\n".join((BROWSER / f"{name}.js").read_text(encoding="utf-8") for name in names)
+    """One JavaScript module from files that follow each other: a browser is handed a single one.
+
+    It is handed the module once more for every picture. All of them use the first copy: engines compile it once, and
+    it stays warm.
+    """
+    text = "\n".join((BROWSER / f"{name}.js").read_text(encoding="utf-8") for name in names)
+    body = text.replace("export default", "return")
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"const all = globalThis.m2fModules ??= {{}};\nexport default all['{key}'] ??= (() => {{\n{body}\n}})();"
 
 
 @lru_cache(maxsize=1)  # the views of one tool show the same image
@@ -45,6 +54,10 @@ def _base_png(pixels: bytes, size: tuple[int, int]) -> bytes:
 
 def _as_json(captions: Sequence[Sequence[Caption]]) -> list[list[dict]]:
     return [[caption.as_json() for caption in row] for row in captions]
+
+
+AS_TEXT = {"to_json": lambda value, widget: json.dumps(value), "from_json": lambda text, widget: json.loads(text)}
+"""Long lists travel as text: ipywidgets would look into every one of their parts for buffers."""
 
 
 class Stroke(NamedTuple):
@@ -94,7 +107,7 @@ class MaskView(anywidget.AnyWidget):
     scales = traitlets.Bytes().tag(sync=True)  # float32 for each mask: what 255 stands for
     table = traitlets.Bytes().tag(sync=True)  # uint8 [256, 4]
     coverage = traitlets.List(traitlets.Float()).tag(sync=True)
-    captions = traitlets.List().tag(sync=True)  # one per stack and index
+    captions = traitlets.List().tag(sync=True, **AS_TEXT)  # one per stack and index
     pick = traitlets.Bytes().tag(sync=True)  # uint16: the index that a click chooses
     pick_shape = traitlets.List([0, 0]).tag(sync=True)
     num_channels = traitlets.Int(1).tag(sync=True)  # how many of them the digits choose from
@@ -109,7 +122,7 @@ class MaskView(anywidget.AnyWidget):
     words = traitlets.List().tag(sync=True)
     names = traitlets.List().tag(sync=True)
     places = traitlets.List([1, 1]).tag(sync=True)  # rows and columns of the grid that notes are known on
-    notes = traitlets.List().tag(sync=True)  # one per place and stack
+    notes = traitlets.List().tag(sync=True, **AS_TEXT)  # one per place and stack
     marks = traitlets.Bytes().tag(sync=True)  # float32
     marks_shape = traitlets.List([1, 1, 0, 0, 0]).tag(sync=True)  # rows, columns, stacks, channels, dots
     mark_groups = traitlets.List().tag(sync=True)  # name and CSS colour

@@ -12,7 +12,7 @@ function render({ model, el }) {
   canvas.dataset.lmSuppressShortcuts = "true"; // else "x" would cut the cell: JupyterLab's command mode
   const context = canvas.getContext("2d");
   const TEXT = 14, GAP = 6; // CSS pixels: of the line below a thumbnail, and between thumbnails
-  const REST = 60; // ms: thumbnails follow when the hand rests, so that the large picture is never kept waiting
+  const REST = 40; // ms: thumbnails follow when the hand rests, so that the large picture is never kept waiting
   let picture = null, frames = 0, resting = 0;
   let width = 0, style = null; // of the element; asking the page for them would lay it out every time
   let tile = null; // the image at the size of a thumbnail, in device pixels
@@ -134,7 +134,7 @@ function render({ model, el }) {
     model.save_changes();
   }, { signal });
   canvas.addEventListener("pointermove", (event) => {
-    const index = maskAt(event), caption = model.get("captions")[model.get("stack")]?.[index];
+    const index = maskAt(event), caption = listOf(model, "captions")[model.get("stack")]?.[index];
     canvas.title = caption?.text ?? "";
     canvas.style.cursor = index === undefined ? "default" : "pointer";
   }, { signal });

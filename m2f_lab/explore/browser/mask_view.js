@@ -60,7 +60,7 @@ function render({ model, el }) {
     composite(model, mask, image, Math.max(1, Math.round(window.devicePixelRatio || 1)));
     context.putImageData(image.target, 0, 0);
     drawLegend(model, mask, legend);
-    drawCaption(model.get("captions")[mask.stack]?.[mask.index] ?? NOTHING, caption);
+    drawCaption(listOf(model, "captions")[mask.stack]?.[mask.index] ?? NOTHING, caption);
     drawCaption(noteAt(model, mask.stack), note);
     drawMarks(model, dots, image);
     drawGroups(model, legend.groups);

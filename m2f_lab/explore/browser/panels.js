@@ -58,9 +58,21 @@ function drawNames(model, mask, parent) {
 
 const NOTHING = {}; // no caption
 
+const read = new WeakMap(); // model → the texts that were read already, by name
+
+/** A list of captions or notes. From a kernel it comes as text, which is read once. */
+function listOf(model, name) {
+  const value = model.get(name);
+  if (typeof value !== "string") return value;
+  if (!read.has(model)) read.set(model, {});
+  const known = read.get(model);
+  if (known[name]?.text !== value) known[name] = { text: value, list: JSON.parse(value) };
+  return known[name].list;
+}
+
 /** What the picture says of the place that was clicked last: of the cell of a grid of places. */
 function noteAt(model, stack) {
-  const [rows, columns] = model.get("places"), clicked = model.get("clicked"), notes = model.get("notes");
+  const [rows, columns] = model.get("places"), clicked = model.get("clicked"), notes = listOf(model, "notes");
   if (!clicked.length || !notes.length) return NOTHING;
   const cell = placeOf(model, rows, columns);
   return notes[cell][Math.min(stack, notes[cell].length - 1)];
