@@ -24,6 +24,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 USERS = [Requirement(line) for line in PROJECT["dependencies"]]
+KERNELS = [Requirement(line) for line in PROJECT["optional-dependencies"]["triton"]]  # imported only where it is there
 DEVELOPERS = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
 BENCHMARKS = [Requirement(line) for line in PROJECT["optional-dependencies"]["bench"]]
 LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
@@ -129,7 +130,7 @@ def python_sources(*folders: str) -> Iterable[tuple[str, str]]:
 
 
 def test_users_get_all_that_the_package_and_the_notebooks_import() -> None:
-    named = {canonicalize_name(wanted.name) for wanted in USERS}
+    named = {canonicalize_name(wanted.name) for wanted in USERS + KERNELS}
     imported = third_party_imports(python_sources("m2f_lab", "notebooks", "tools"))
     assert {name: place for name, place in imported.items() if name not in named} == {}
 

@@ -3,6 +3,7 @@
 # Linux, macOS and Windows and for every Python from 3.10 on. Versions that are locked already stay unless they must
 # move; `make lock UPGRADE=--upgrade` moves them all.
 # CUDA's own libraries are left out: torch for CUDA names them itself, torch for CPUs does not want them.
+# (Triton stays: its interpreter runs our kernel's tests on a CPU, in the version that torch for CUDA names.)
 set -eu
 cd "$(dirname "$0")/.."
 uv=$(mktemp -d)
@@ -15,6 +16,6 @@ cp requirements.lock "$uv/resolved" 2>/dev/null || :
 {
     echo '# The exact versions that the tests ran with. Written by `make lock`; do not edit.'
     echo '# It constrains what pyproject.toml asks for:  pip install -c requirements.lock -e .'
-    grep -vE "^(nvidia-|cuda-|triton=)|sys_platform == 'emscripten'" "$uv/resolved"
+    grep -vE "^(nvidia-|cuda-)|sys_platform == 'emscripten'" "$uv/resolved"
 } > requirements.lock
 echo "requirements.lock: $(grep -c == requirements.lock) pins."
