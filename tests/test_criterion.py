@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, distributed
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2f_lab.loss import Criterion, Matcher, Matching, NonFiniteError
 from m2f_lab.loss.criterion import average_num_masks, dice_loss, mask_loss
-from m2f_lab.loss.points import uncertain_points
 from m2f_lab.recipes import LossConfig
 from m2f_lab.structures import MaskLogits, Output, Target, sample_points
 
@@ -173,14 +171,46 @@ def test_a_call_matches_and_compares(output, targets, criterion):
     assert all(torch.equal(losses[name], again[name]) for name in losses)
 
 
-def test_masks_are_compared_where_the_matched_ones_are_undecided(output, targets):
-    criterion = Criterion(K, num_points=40, oversample_ratio=2.5, importance_sample_ratio=0.6)
-    matching = criterion.matcher(output, targets)
+def published_points(criterion: Criterion, output: Output, targets: list[Target], matching: Matching) -> Tensor:
+    """The candidates that the criterion draws, and of them what PointRend chooses for each pair. [M, P, 2]"""
+    candidates = int(criterion.num_points * criterion.oversample_ratio)
+    uncertain = int(criterion.num_points * criterion.importance_sample_ratio)
+    drawn = [torch.rand(candidates + criterion.num_points - uncertain, 2) for _ in targets]
     dense = torch.stack([masks.dense() for masks in output.masks])  # (L, B, Q, H, W)
-    matched = dense[matching.prediction, matching.image, matching.query]
+    rows = []
+    for image, prediction, query in zip(matching.image, matching.prediction, matching.query, strict=True):
+        points = drawn[image]
+        logits = sample_points(dense[prediction, image, query][None, None], points[None, :candidates])[0, 0]
+        chosen = (-logits.abs()).topk(uncertain).indices
+        rows.append(torch.cat([points[chosen], points[candidates:]]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_masks_are_compared_where_the_matched_ones_are_undecided(output, targets, share):
+    criterion = Criterion(K, num_points=40, oversample_ratio=2.5, importance_sample_ratio=share)
+    matching = criterion.matcher(output, targets)
     torch.manual_seed(3)
-    points = uncertain_points(matched, 40, oversample_ratio=2.5, importance_sample_ratio=0.6)
+    points = published_points(criterion, output, targets, matching)
     expected = criterion.losses(output, targets, matching, points)
+    torch.manual_seed(3)
+    losses = criterion.losses(output, targets, matching)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, msg=name)
+    for ours, theirs in zip(
+        torch.autograd.grad(losses["total"], leaves(output)),
+        torch.autograd.grad(expected["total"], leaves(output)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_without_a_share_for_uncertain_points_all_are_uniform(output, targets):
+    criterion = Criterion(K, num_points=40, importance_sample_ratio=0.0)
+    matching = criterion.matcher(output, targets)
+    torch.manual_seed(3)
+    drawn = torch.stack([torch.rand(40, 2) for _ in targets])
+    expected = criterion.losses(output, targets, matching, drawn[matching.image])
     torch.manual_seed(3)
     losses = criterion.losses(output, targets, matching)
     for name, value in expected.items():
@@ -415,35 +445,3 @@ def test_settings_are_checked(wrong):
 
 def test_a_recipe_holds_all_settings_and_the_same_defaults():
     assert Criterion(K, **asdict(LossConfig())) == Criterion(K)
-
-
-# --- masks stay factored ----------------------------------------------------------------------------------------------
-
-
-class MaskShapes(TorchDispatchMode):
-    """Counts the largest number of maps [H, W] that one tensor holds."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.pixels = size[0] * size[1]
-        self.maps = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and tensor.numel() % self.pixels == 0:
-                self.maps = max(self.maps, tensor.numel() // self.pixels)
-        return result
-
-
-def test_masks_of_unmatched_queries_are_never_multiplied_out(targets):
-    # 29 × 37 pixels: no product of the other sizes is a multiple of these primes.
-    features = torch.randn(3, C, 29, 37, requires_grad=True)
-    masks = [MaskLogits(torch.randn(3, 50, C, requires_grad=True), features) for _ in range(2)]
-    output = Output([torch.randn(3, 50, K + 1, requires_grad=True) for _ in range(2)], masks, (116, 148), (116, 148))
-    with MaskShapes((29, 37)) as watch:
-        Criterion(K, num_points=40)(output, targets)["total"].backward()
-    assert watch.maps == max(3 * C, 2 * (4 + 0 + 2))  # the features themselves, the matched masks of both predictions
-    with MaskShapes((29, 37)) as watch:
-        masks[0].dense()
-    assert watch.maps == 3 * 50

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2f_lab.loss.matcher import Matcher, Matching, in_float32
-from m2f_lab.loss.points import sample_segments, uncertain_points
+from m2f_lab.loss.pairs import SharedPoints, pair_losses
+from m2f_lab.loss.points import PointReader, sample_segments, shared_points
 from m2f_lab.structures import MaskLogits, Output, Target, sample_points
 
 
@@ -127,29 +128,49 @@ class Criterion:
         self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy and dice, summed over the matched pairs of each prediction. [L], [L]"""
-        queries = output.masks[0].num_queries
-        stacked = MaskLogits(torch.cat([m.embeddings for m in output.masks], dim=1), output.masks[0].features)
-        logits = stacked.select(matching.image, matching.prediction * queries + matching.query)  # (M, H, W)
-        if points is None:
-            points = uncertain_points(
-                logits.detach(), self.num_points, self.oversample_ratio, self.importance_sample_ratio
-            )
+        masks, queries = output.masks[0], output.masks[0].num_queries
+        stacked = MaskLogits(torch.cat([m.embeddings for m in output.masks], dim=1), masks.features)
+        query = matching.prediction * queries + matching.query
         pairs_per_image = torch.bincount(matching.image, minlength=len(targets)).tolist()
-        segments = matching.segment.to(logits.device, non_blocking=True).split(pairs_per_image)
-        truth = torch.cat(
-            [
-                sample_segments(target, numbers, where, output.padded_size)
-                for target, numbers, where in zip(targets, segments, points.split(pairs_per_image), strict=True)
-            ]
-        )  # (M, P)
-        point_logits = sample_points(logits.unsqueeze(1), points).squeeze(1)  # (M, P)
+        segments = matching.segment.to(masks.features.device, non_blocking=True)
+        if points is None:
+            shared = [self.draw(target, output) for target in targets]
+            own = stacked.embeddings[matching.image, query]  # (M, C)
+            pairs = pair_losses(masks.features, own, segments, pairs_per_image, shared)
+        else:
+            truth = torch.cat(
+                [
+                    sample_segments(target, numbers, where, output.padded_size)
+                    for target, numbers, where in zip(
+                        targets, segments.split(pairs_per_image), points.split(pairs_per_image), strict=True
+                    )
+                ]
+            )  # (M, P)
+            dense = stacked.select(matching.image, query)  # (M, H, W)
+            logits = sample_points(dense.unsqueeze(1), points).squeeze(1)  # (M, P)
+            pairs = mask_loss(logits, truth), dice_loss(logits, truth)
 
         def per_prediction(losses: Tensor) -> Tensor:  # (M,) → (L,)
             predictions = output.num_predictions
             images = [part.view(predictions, len(part) // predictions) for part in losses.split(pairs_per_image)]
             return torch.cat(images, dim=1).sum(1)
 
-        return per_prediction(mask_loss(point_logits, truth)), per_prediction(dice_loss(point_logits, truth))
+        mask, dice = pairs
+        return per_prediction(mask), per_prediction(dice)
+
+    @torch.no_grad()
+    def draw(self, target: Target, output: Output) -> SharedPoints:
+        """Draw points for all pairs of an image: candidates, of which each pair keeps the least certain, and the rest.
+
+        Source: PointRend (Kirillov et al. 2020), section 3.1, "Training"; Mask2Former, section 3.3.
+        """
+        features = output.masks[0].features
+        points, *numbers = shared_points(
+            self.num_points, self.oversample_ratio, self.importance_sample_ratio, like=features
+        )
+        segments = torch.arange(target.num_segments, device=features.device)
+        truth = sample_segments(target, segments, points.unsqueeze(0), output.padded_size)  # (T, P)
+        return SharedPoints(PointReader.at(points, output.masks[0].size), truth.T.contiguous(), *numbers)
 
 
 def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from m2f_lab.loss.points import random_points, rows_at_once, sample_segments
-from m2f_lab.structures import MaskLogits, Output, Target, sample_points
+from m2f_lab.loss.points import PointReader, random_points, rows_at_once, sample_segments
+from m2f_lab.structures import MaskLogits, Output, Target
 
 
 class NonFiniteError(FloatingPointError):
@@ -130,10 +129,10 @@ class Matcher:
                 labels = target.labels.long().clamp(0, output.num_classes - 1)
                 segments = torch.arange(target.num_segments, device=features.device)
                 truth = sample_segments(target, segments, points[here], output.padded_size)  # (T, P)
-                # Sampling commutes with the product: the features are read once for all L × Q masks, and fastest where
-                # the channels of a pixel lie side by side.
-                nearby = features[here].contiguous(memory_format=torch.channels_last)
-                mask_cost, dice_cost = mask_costs(embeddings[image], sample_points(nearby, points[here])[0], truth)
+                # Sampling commutes with the product: the features are read once for all L × Q masks.
+                pixels = features[image].flatten(1).T.contiguous()  # (H*W, C)
+                nearby = PointReader.at(points[image], features.shape[2:]).read(pixels).T  # (C, P)
+                mask_cost, dice_cost = mask_costs(embeddings[image], nearby, truth)
                 terms.append(
                     {
                         "class": -self.class_weight * class_logits[image].softmax(-1)[..., labels],
@@ -157,16 +156,23 @@ def mask_costs(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Ten
     """
     stacked = embeddings.flatten(0, 1)  # (L*Q, C)
     num_segments, num_points = truth.shape
-    step = rows_at_once(len(stacked), truth.device)
-    empty_loss = agreement = cover = overlap = 0.0
+    # At most a hundred tiles: each multiplies `certainty` by numbers in [1/2, 1].
+    step = min(max(rows_at_once(len(stacked), truth.device), -(-num_points // 100)), num_points)
+    logits, positive = stacked.new_empty(2, len(stacked), step)
+    certainty = torch.ones_like(logits)
+    linear = cover = overlap = 0.0
     for some_features, some_truth in zip(features.split(step, dim=1), truth.split(step, dim=1), strict=True):
-        logits = stacked @ some_features  # (L*Q, p)
-        empty_loss = empty_loss + F.softplus(logits).sum(1, keepdim=True)  # cross-entropy if nothing were there
-        agreement = agreement + logits @ some_truth.T  # (L*Q, T)
-        probability = logits.sigmoid_()
+        x, buffer = (table[:, : some_truth.shape[1]] for table in (logits, positive))  # (L*Q, p)
+        torch.mm(stacked, some_features, out=x)
+        linear = linear + torch.clamp(x, min=0, out=buffer).sum(1, keepdim=True)
+        probability = x.sigmoid_()
         cover = cover + probability.sum(1, keepdim=True)
-        overlap = overlap + probability @ some_truth.T
-    # softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t: one product instead of two.
+        overlap = overlap + probability @ some_truth.T  # (L*Q, T)
+        certainty[:, : some_truth.shape[1]] *= probability.sub_(0.5).abs_().add_(0.5)  # max(p, 1 - p)
+    # softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t: one product instead of two, and that of x commutes with
+    # the one that makes x. And softplus(x) = max(x, 0) - log max(p, 1 - p): one logarithm for many points.
+    empty_loss = linear - certainty.log_().sum(1, keepdim=True)  # cross-entropy if nothing were there
+    agreement = stacked @ (truth @ features.T).T
     cross_entropy = (empty_loss - agreement) / num_points
     dice = 1 - (2 * overlap + 1) / (cover + truth.sum(1) + 1)
     shape = (*embeddings.shape[:2], num_segments)

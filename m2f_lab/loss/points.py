@@ -1,6 +1,6 @@
 """Where masks are compared: at P points instead of all pixels.
 
-B batch, T targets, M pairs of a prediction and a target, P points, H/W height/width.
+B batch, T targets, M pairs of a prediction and a target, N maps, P points, H/W height/width.
 
 Points are (x, y) in [0, 1] of the padded image, everywhere in this package: mask logits cover the padded image, and
 ground truth, which may end earlier, is read as if it were padded with "no segment".
@@ -8,6 +8,9 @@ ground truth, which may end earlier, is read as if it were padded with "no segme
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +30,124 @@ def rows_at_once(row_length: int, device: torch.device) -> int:
 def random_points(num_sets: int, num_points: int, like: Tensor) -> Tensor:
     """Uniform points from torch's global generator, on the device and in the type of `like`. [num_sets, P, 2]"""
     return torch.rand(num_sets, num_points, 2, device=like.device, dtype=like.dtype)
+
+
+def shared_points(
+    num_points: int, oversample_ratio: float, importance_sample_ratio: float, like: Tensor
+) -> tuple[Tensor, int, int]:
+    """Draw what all masks of an image choose their points for the loss from.
+
+    Each mask takes the share `importance_sample_ratio` of its points from the candidates, those whose logits are
+    nearest to 0, and then all points that follow the candidates, as in `uncertain_points`.
+
+    Returns:
+        Candidates and the rest, [N + P - k, 2]; N, the number of candidates; k, how many of them a mask takes.
+    """
+    num_uncertain = int(num_points * importance_sample_ratio)
+    num_candidates = int(num_points * oversample_ratio) if num_uncertain else 0
+    points = random_points(1, num_candidates + num_points - num_uncertain, like)[0]
+    return points, num_candidates, num_uncertain
+
+
+@dataclass(frozen=True)
+class PointReader:
+    """Bilinear reading at P points as the sparse matrix it is: four pixels vote for each point.
+
+    Where many maps are read at the same points, a pixel of all maps is one row in memory, a vote is one weighted row,
+    and a point is a bag of four: `embedding_bag` reads 140 maps in a tenth of the time of `grid_sample`.
+
+    Attributes:
+        pixels: which rows vote; int32 [P, 4]
+        weights: of the votes; zero where a pixel would lie outside the image. [P, 4]
+        num_pixels: H * W
+    """
+
+    pixels: Tensor
+    weights: Tensor
+    num_pixels: int
+
+    @classmethod
+    def at(cls, points: Tensor, size: tuple[int, int]) -> PointReader:
+        """Read maps of `size` at points (x, y) in [0, 1] of the image. [P, 2]"""
+        height, width = size
+        x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5  # pixel centres are at whole numbers
+        left, top = x.floor(), y.floor()
+        right_weight, lower_weight = x - left, y - top
+        pixels, weights = [], []
+        for row, row_weight in ((top, 1 - lower_weight), (top + 1, lower_weight)):
+            for column, column_weight in ((left, 1 - right_weight), (left + 1, right_weight)):
+                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                pixels.append((row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).int())
+                weights.append(row_weight * column_weight * inside)
+        return cls(torch.stack(pixels, dim=1), torch.stack(weights, dim=1), height * width)
+
+    def read(self, maps: Tensor) -> Tensor:
+        """Bilinear samples, zero outside the image, as `sample_points`. [H*W, N] → [P, N]"""
+        return F.embedding_bag(self.pixels, maps, per_sample_weights=self.weights, mode="sum")
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The transpose of `read`: give every pixel its share of the values. [P, N] → [H*W, N]
+
+        The votes are sorted by pixel, so that a pixel, too, is one bag of rows, and nothing is added up in an order
+        that chance decides.
+        """
+        pixels, order = self.pixels.flatten().sort(stable=True)
+        first = torch.searchsorted(pixels, torch.arange(self.num_pixels, dtype=pixels.dtype, device=pixels.device))
+        weights = self.weights.flatten()[order]
+        return F.embedding_bag(order // 4, values, first, per_sample_weights=weights, mode="sum")
+
+
+def kth_smallest(rows: Tensor, k: int) -> Tensor:
+    """The k-th smallest number of each row, k from 1. [M, P] → [M]
+
+    On a CPU, what is clearly too large is sorted out first, by comparing with a number that a sample of the row
+    suggests; if the sample has misled, the whole row is searched. Half the time of a selection among all.
+
+    Source: Floyd and Rivest 1975, "Expected time bounds for selection".
+    """
+    if rows.device.type != "cpu":
+        return rows.kthvalue(k, dim=1).values
+    rows = rows.numpy()
+    sample = rows[:, ::32]
+    share, size = k / rows.shape[1], sample.shape[1]
+    rank = min(int(size * share + 3 * (size * share * (1 - share)) ** 0.5) + 1, size - 1)  # three deviations too large
+    limits = np.partition(sample, rank, axis=1)[:, rank]
+    result = np.empty(len(rows), rows.dtype)
+    for i, (row, limit) in enumerate(zip(rows, limits, strict=True)):
+        near = row.compress(row <= limit)
+        result[i] = np.partition(near if len(near) >= k else row, k - 1)[k - 1]
+    return torch.from_numpy(result)
+
+
+@dataclass(frozen=True)
+class UncertainShare:
+    """Which points are among the k least certain of each map, as weights.
+
+    A threshold needs no indices, no gathering and no scattering of gradients, and where several points lie exactly at
+    it, they share what is left, so that the weights of a map always add up to k.
+
+    Attributes:
+        threshold: the k-th smallest |logit|. [N]
+        share: weight of the points that lie at the threshold; mostly there is one, and it is 1. [N]
+    """
+
+    threshold: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int) -> UncertainShare:
+        """The k of P candidates whose logits are nearest to 0. [P, N]"""
+        certainty = logits.abs().T.contiguous()  # (N, P), a row for each map
+        threshold = kth_smallest(certainty, k).unsqueeze(1)
+        below = torch.lt(certainty, threshold, out=torch.empty_like(certainty)).sum(1)
+        return cls(threshold[:, 0], (k - below) / (certainty.le_(threshold).sum(1) - below))
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """1 below the threshold, `share` at it, 0 above. [P, N] → [P, N]"""
+        # Comparing in place gives numbers at once, five times as fast as booleans that are converted.
+        below = logits.abs()
+        not_above = below.clone().le_(self.threshold)
+        return torch.lerp(below.lt_(self.threshold), not_above, self.share)
 
 
 @torch.no_grad()
