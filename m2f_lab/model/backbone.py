@@ -2,9 +2,7 @@
 
 B batch, C channels, H/W height/width.
 
-Swin needs care. timm pads a feature map to whole windows *after* the cyclic shift of shifted windows; the official
-code, and with it every published checkpoint, pads before. The two agree only where nothing needs padding: at 512 × 512
-features differ by O(1). `PaddedFirst` restores the official order; weights load unchanged.
+Swin's blocks are replaced by `m2f_lab.model.swin.PaddedFirst`, which pads as the official ones do.
 """
 
 import difflib
@@ -12,13 +10,13 @@ import functools
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import m2f_lab.model._torchvision  # noqa: F401  isort: skip  (before timm, which imports torchvision)
 import timm
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 
+from m2f_lab.model.swin import PaddedFirst
 from m2f_lab.recipes import ModelConfig
 
 STRIDES = (4, 8, 16, 32)
@@ -108,16 +106,6 @@ class Backbone(nn.Module):
                 f"Backbone {name!r} returned features of shapes {found} for an image of {height} × {width} pixels, "
                 f"expected {expected}. {_SUGGESTION}"
             )
-
-
-class PaddedFirst(SwinTransformerBlock):
-    """A Swin block that pads to whole windows before the cyclic shift, as the official code does."""
-
-    def _attn(self, x: Tensor) -> Tensor:
-        _, height, width, _ = x.shape
-        window_height, window_width = self.window_size
-        padded = F.pad(x, (0, 0, 0, -width % window_width, 0, -height % window_height))
-        return super()._attn(padded)[:, :height, :width]
 
 
 def _is_swin(name: str) -> bool:
