@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from m2f_lab.model.layers import Attention, sine_positions
+from m2f_lab.model.layers import Attention, Linear, linear, sine_positions, speed_up_linears
 
 
 @pytest.fixture
@@ -54,3 +54,41 @@ def test_sine_positions_by_the_formula():
             frequency = 10000 ** (2 * i / (dim // 2))
             assert embeddings[y, x, half + 2 * i].item() == pytest.approx(math.sin(angle / frequency), abs=1e-5)
             assert embeddings[y, x, half + 2 * i + 1].item() == pytest.approx(math.cos(angle / frequency), abs=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 4, 6), (0, 6)])
+def test_linear_equals_torch(shape, bias):
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape, requires_grad=True), torch.randn(7, 6, requires_grad=True)
+    parameters = [x, weight, *([torch.randn(7, requires_grad=True)] if bias else [])]
+    outputs = [f(*parameters, *([] if bias else [None])) for f in (linear, nn.functional.linear)]
+    torch.testing.assert_close(*outputs)
+    gradient = torch.randn_like(outputs[0])
+    torch.testing.assert_close(*(torch.autograd.grad(output, parameters, gradient) for output in outputs))
+
+
+def test_linear_computes_no_gradient_that_is_not_asked_for():
+    weight = torch.randn(7, 6)
+    x = torch.randn(3, 6, requires_grad=True)
+    linear(x, weight, None).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(3, 6))
+    assert not linear(x.detach(), weight, None).requires_grad
+
+
+def test_linear_of_other_types_and_under_autocast():
+    x, weight = torch.randn(3, 6), torch.randn(7, 6)
+    assert linear(x.double(), weight.double(), None).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, None).dtype == torch.bfloat16
+
+
+def test_any_linear_of_a_model_is_sped_up():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Sequential(nn.ReLU(), nn.Linear(5, 2)))
+    x, names = torch.randn(3, 4), list(model.state_dict())
+    expected = model(x)
+    speed_up_linears(model)
+    assert [type(m) for m in model.modules() if isinstance(m, nn.Linear)] == [Linear, Linear]
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(x), expected)

@@ -8,6 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Tensor:
@@ -33,6 +34,56 @@ def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Ten
     y = along(height)[:, None].expand(height, width, dim // 2)
     x = along(width)[None, :].expand(height, width, dim // 2)
     return torch.cat([y, x], dim=2).flatten(0, 1)
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """A linear map by oneDNN's matrix product. [N, C] → [N, D]
+
+    For float32 PyTorch asks MKL, which on an AMD CPU reaches between half and nine tenths of oneDNN's rate on the long,
+    narrow products of a transformer. The gradient of the weight is the one product that MKL computes as fast.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()
+        return (
+            torch.ops.mkldnn._linear_pointwise(gradient, weight.t(), None, "none", [], "") if of_x else None,
+            gradient.t() @ x if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+        )
+
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` by the fastest matrix product at hand; equal to it but for rounding. [..., C] → [..., D]"""
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if not (_HAS_ONEDNN and plain and x.numel()):
+        return F.linear(x, weight, bias)
+    return _OneDnnLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` on `linear`; the same parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def speed_up_linears(model: nn.Module) -> None:
+    """Let all linear maps of a model, whoever wrote them, run on `linear`."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
 
 
 def feedforward(dim: int, hidden_dim: int) -> nn.Sequential:
@@ -78,7 +129,7 @@ class Attention(nn.Module):
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, weight, bias)
+            linear(x, weight, bias)
             .unflatten(2, (self.num_heads, -1))
             .transpose(1, 2)  # (B, heads, Q or S, C / heads)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
