@@ -166,3 +166,16 @@ def test_why_there_is_no_kernel(monkeypatch):
     assert "pip install" in obstacle("cuda", torch.float32)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert obstacle("cuda", torch.bfloat16) is None
+
+
+def test_the_benchmark_in_miniature(monkeypatch, tmp_path):
+    from benchmarks import deformable_attention as benchmark
+    from benchmarks import report
+
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmark, "LEVEL_SIZES", [(2, 3), (4, 5)])
+    monkeypatch.setattr(benchmark, "copy_bandwidth", lambda device: 1e9)
+    benchmark.main()
+    text = (tmp_path / "deformable_attention.json").read_text()
+    assert text.count("share of floor") == 7
+    assert ("not measured" in text) == (not torch.cuda.is_available())

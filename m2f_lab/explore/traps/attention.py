@@ -99,7 +99,9 @@ def divided_by_height_and_width(
     values = self.value_projection(features).unflatten(2, (self.num_heads, -1))
     offsets = self.sampling_offsets(queries).unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
     pixels = reference_points.new_tensor(level_sizes)  # here: (height, width), though offsets are (x, y)
-    locations = reference_points[:, None, None, None] + offsets / pixels[:, None]
+    pixels = pixels[:, None].repeat(1, self.num_points, 1)
+    centres = reference_points[:, None, None, None].repeat(1, 1, *pixels.shape[:2], 1)
+    locations = torch.addcdiv(centres, offsets, pixels)
     weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=3)
     weights = weights.unflatten(3, (self.num_levels, self.num_points))
     attended = deformable_sampling(values, level_sizes, locations, weights)
