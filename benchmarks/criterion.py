@@ -1,0 +1,210 @@
+"""What matching and losses cost, beside the published way of computing them (`benchmarks.naive`).
+
+    python -m benchmarks.criterion            16 images, 10 predictions, 100 queries, 150 classes, 8…20 segments
+    python -m benchmarks.criterion --small    a miniature, to see that everything runs
+
+Mask features of 256 channels at 128 × 128, 12544 points, ground truth of 512 × 512: id maps for ours, the boolean masks
+that it needs for the naive path. Forward and backward to class logits, mask embeddings and mask features. The product
+of embeddings and features is part of both: the published model makes dense masks of every prediction. First, matched
+pairs, losses and gradients are compared at the same points; the timed runs draw their own, so that their losses agree
+only within the noise of sampling (the table shows both). Time: median of alternating runs in one process. Memory: the
+peak above what was there before, each side in a process of its own. Appends to benchmarks/results/criterion.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import naive
+from benchmarks.report import Table
+from m2f_lab.loss import Criterion
+from m2f_lab.structures import MaskLogits, Output, Target
+
+
+@dataclass(frozen=True)
+class Size:
+    images: int = 16
+    predictions: int = 10
+    queries: int = 100
+    classes: int = 150
+    segments: tuple[int, int] = (8, 20)
+    channels: int = 256
+    side: int = 512
+    points: int = 12544
+
+
+SMALL = Size(images=2, predictions=2, queries=9, classes=5, segments=(2, 4), channels=8, side=64, points=128)
+NAMES = ("ours", "naive")
+
+
+class Problem:
+    """Random outputs and targets; what is to be differentiated are leaves."""
+
+    def __init__(self, size: Size, device: str) -> None:
+        torch.manual_seed(0)
+        batch, stride_4 = size.images, size.side // 4
+        # Smooth features with some noise: masks with insides and outlines, as trained ones have.
+        smooth = torch.randn(batch, size.channels, stride_4 // 4, stride_4 // 4, device=device)
+        smooth = torch.nn.functional.interpolate(smooth, scale_factor=4, mode="bilinear")
+        features = (smooth + 0.1 * torch.randn_like(smooth)).requires_grad_()
+        shape = (batch, size.queries)
+        self.output = Output(
+            [torch.randn(*shape, size.classes + 1, device=device, requires_grad=True) for _ in range(size.predictions)],
+            [
+                MaskLogits((0.1 * torch.randn(*shape, size.channels, device=device)).requires_grad_(), features)
+                for _ in range(size.predictions)
+            ],
+            (size.side, size.side),
+            (size.side, size.side),
+        )
+        fewest, most = size.segments
+        self.targets = []
+        for image in range(batch):
+            count = fewest + image * (most - fewest) // max(batch - 1, 1)
+            cells = torch.randint(0, count, (16, 16), dtype=torch.uint8)
+            cells.view(-1)[:count] = torch.arange(count)
+            id_map = cells.repeat_interleave(size.side // 16, 0).repeat_interleave(size.side // 16, 1)
+            self.targets.append(Target.from_id_map(id_map, torch.randperm(size.classes)[:count]).to(device))
+        self.labels = [target.labels for target in self.targets]
+        self.criterion = Criterion(size.classes, num_points=size.points)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        masks = self.output.masks
+        return [*self.output.class_logits, *(each.embeddings for each in masks), masks[0].features]
+
+    def step(self, name: str) -> Callable[[], float]:
+        """Forward and backward of one side; returns the loss."""
+        truths = [target.dense() for target in self.targets] if name == "naive" else []
+
+        def run() -> float:
+            for leaf in self.leaves:
+                leaf.grad = None
+            if name == "ours":
+                loss = self.criterion(self.output, self.targets)["total"]
+            else:
+                loss = naive.total(self.output, self.labels, truths, self.criterion)
+            loss.backward()
+            return loss.item()
+
+        return run
+
+
+def check_equal(problem: Problem) -> None:
+    """The same pairs, losses and gradients where both sides are given the same points.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    output, targets = problem.output, problem.targets
+    truths = [target.dense() for target in targets]
+    # Without uncertain points, the fast path compares all pairs of an image at the points it draws for the image.
+    uniform = replace(problem.criterion, importance_sample_ratio=0.0)
+    device = output.masks[0].features.device
+    points = torch.rand(len(targets), uniform.num_points, 2, device=device)
+    matching = uniform.matcher(output, targets, points)
+    torch.manual_seed(1)
+    drawn = torch.cat([torch.rand(1, uniform.num_points, 2, device=device) for _ in targets])
+    torch.manual_seed(1)
+    ours = uniform.losses(output, targets, matching)["total"]
+    theirs = 0.0
+    for prediction, (class_logits, masks) in enumerate(zip(output.class_logits, output.masks, strict=True)):
+        arguments = (class_logits, masks.dense(), problem.labels, truths)
+        pairs = naive.match(*arguments, uniform, points)
+        for image, (query, segment) in enumerate(pairs):
+            torch.testing.assert_close((query, segment), matching.of(prediction, image))
+        own = torch.cat([drawn[i].expand(len(query), -1, -1) for i, (query, _) in enumerate(pairs)])
+        theirs = theirs + naive.losses(*arguments, pairs, uniform, own)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(loss, problem.leaves) for loss in (ours, theirs)]
+    for our, their in zip(*gradients, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
+
+
+def seconds(run: Callable[[], float], device: str) -> float:
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def process_memory(field: str) -> int:
+    """VmRSS, what the process holds now, or VmHWM, the most it ever held. MiB"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
+
+
+def extra_memory(name: str, size: Size, device: str) -> int:
+    """Peak of one forward and backward above what was there before. MiB"""
+    run = Problem(size, device).step(name)
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) >> 20
+    Problem(SMALL, device).step(name)()  # load libraries and start threads
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = process_memory("VmRSS")
+    run()
+    return process_memory("VmHWM") - before
+
+
+def measure(options: argparse.Namespace, device: str, table: Table) -> None:
+    size = SMALL if options.small else Size()
+    check_equal(Problem(replace(SMALL, segments=(3, 5)), device))
+    problem = Problem(size, device)
+    steps = {name: problem.step(name) for name in NAMES}
+    if device == "cuda" or options.small:
+        for step in steps.values():
+            step()
+    losses = {name: step() for name, step in steps.items()}
+    times = {name: [] for name in NAMES}
+    for _ in range(options.repeats):
+        for name, step in steps.items():
+            times[name].append(seconds(step, device))
+    ours, theirs = (statistics.median(times[name]) for name in NAMES)
+    del problem, steps
+    arguments = ["--device", device, *(["--small"] if options.small else [])]
+    peaks = []
+    for name in NAMES:
+        command = [sys.executable, "-m", "benchmarks.criterion", "--memory-of", name, *arguments]
+        peaks.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    note = f"median of {options.repeats}"
+    table.add(f"{device}: forward and backward, {note}", f"{ours:.2f} s", f"{theirs:.2f} s", f"{theirs / ours:.1f}×")
+    table.add(f"{device}: peak extra memory", *(f"{peak} MiB" for peak in peaks), f"{peaks[1] / max(peaks[0], 1):.1f}×")
+    table.add(f"{device}: loss, each with its own points", *(f"{losses[name]:.2f}" for name in NAMES), "")
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a miniature that runs anywhere in a second")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the CPU, and the GPU if there is one")
+    parser.add_argument("--memory-of", choices=NAMES, help="only measure the memory of one side; used by the benchmark")
+    options = parser.parse_args(given)
+    if options.memory_of:
+        print(extra_memory(options.memory_of, SMALL if options.small else Size(), options.device or "cpu"))
+        return
+    table = Table("criterion", ("criterion", "ours", "naive", "ratio"))
+    for device in [options.device] if options.device else ["cpu", "cuda"]:
+        if device == "cuda" and not torch.cuda.is_available():
+            table.add("cuda: forward and backward", "not measured", "not measured", "")
+        else:
+            measure(options, device, table)
+    table.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The criterion as published: prediction by prediction, image by image, on dense masks.
+
+What `m2f_lab.loss` is compared with. Written from the paper and the authors' description of their steps, with their
+work: every prediction is multiplied out, every matching and every loss draws its own points, ground truth is padded to
+one table of float masks.
+
+B images, Q queries, K classes, T segments of an image, N matched pairs of a prediction, P points.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from m2f_lab.loss import Criterion
+from m2f_lab.structures import Output, sample_points
+
+Pairs = list[tuple[Tensor, Tensor]]  # queries and segments of each image
+
+
+def read(masks: Tensor, points: Tensor) -> Tensor:
+    """Every mask at its own points. [N, H, W], [N, P, 2] → [N, P]"""
+    return sample_points(masks.unsqueeze(1), points).squeeze(1)
+
+
+def mask_costs(logits: Tensor, truth: Tensor) -> Tensor:
+    """Binary cross-entropy of each mask with each segment. [Q, P], [T, P] → [Q, T]"""
+    positive = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction="none")
+    negative = F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits), reduction="none")
+    costs = torch.einsum("qp,tp->qt", positive, truth) + torch.einsum("qp,tp->qt", negative, 1 - truth)
+    return costs / logits.shape[1]
+
+
+def dice_costs(logits: Tensor, truth: Tensor) -> Tensor:
+    probability = logits.sigmoid()
+    overlap = 2 * torch.einsum("qp,tp->qt", probability, truth)
+    return 1 - (overlap + 1) / (probability.sum(-1)[:, None] + truth.sum(-1)[None] + 1)
+
+
+@torch.no_grad()
+def match(
+    class_logits: Tensor, masks: Tensor, labels: list[Tensor], truths: list[Tensor], config: Criterion, points=None
+) -> Pairs:
+    """One prediction. Class logits [B, Q, K+1], masks [B, Q, H, W], labels B × [T], boolean masks B × [T, H, W]."""
+    pairs = []
+    for image in range(len(masks)):
+        where = torch.rand(1, config.num_points, 2, device=masks.device) if points is None else points[image][None]
+        truth = read(truths[image].to(masks.dtype), where.repeat(len(truths[image]), 1, 1))
+        logits = read(masks[image], where.repeat(masks.shape[1], 1, 1))
+        class_cost = -class_logits[image].softmax(-1)[:, labels[image]]
+        cost = (
+            config.class_weight * class_cost
+            + config.mask_weight * mask_costs(logits, truth)
+            + config.dice_weight * dice_costs(logits, truth)
+        )
+        pairs.append(tuple(map(torch.as_tensor, linear_sum_assignment(cost.cpu()))))
+    return pairs
+
+
+@torch.no_grad()
+def choose_points(masks: Tensor, config: Criterion) -> Tensor:
+    """PointRend's points, for every mask by itself. [N, H, W] → [N, P, 2]"""
+    num_candidates = int(config.num_points * config.oversample_ratio)
+    num_uncertain = int(config.num_points * config.importance_sample_ratio)
+    candidates = torch.rand(len(masks), num_candidates, 2, device=masks.device)
+    uncertainty = -read(masks, candidates).abs()
+    index = uncertainty.topk(num_uncertain, dim=1).indices
+    index = index + num_candidates * torch.arange(len(masks), device=masks.device)[:, None]
+    chosen = candidates.view(-1, 2)[index.view(-1)].view(len(masks), num_uncertain, 2)
+    rest = torch.rand(len(masks), config.num_points - num_uncertain, 2, device=masks.device)
+    return torch.cat([chosen, rest], dim=1)
+
+
+def losses(
+    class_logits: Tensor, masks: Tensor, labels: list[Tensor], truths: list[Tensor], pairs: Pairs, config: Criterion,
+    points: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The weighted loss of one prediction; arguments as in `match`, and the points of every pair. [N, P, 2]"""
+    device = masks.device
+    image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(pairs)])
+    query = torch.cat([query for query, _ in pairs])
+    classes = torch.full(class_logits.shape[:2], config.num_classes, device=device)
+    classes[image, query] = torch.cat([own[segment] for own, (_, segment) in zip(labels, pairs, strict=True)])
+    weight = torch.ones(config.num_classes + 1, device=device)
+    weight[-1] = config.no_object_weight
+    class_loss = F.cross_entropy(class_logits.transpose(1, 2), classes, weight)
+
+    padded = torch.zeros(len(truths), max(map(len, truths)), *truths[0].shape[1:], dtype=torch.bool, device=device)
+    for table, truth in zip(padded, truths, strict=True):
+        table[: len(truth)] = truth
+    truth = padded.to(masks.dtype)[image, torch.cat([segment for _, segment in pairs])]  # (N, H, W)
+    chosen = masks[image, query]
+    if points is None:
+        points = choose_points(chosen, config)
+    with torch.no_grad():
+        truth = read(truth, points)
+    logits = read(chosen, points)
+    num_masks = max(1, sum(map(len, truths)))
+    mask_loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1).sum() / num_masks
+    probability = logits.sigmoid()
+    dice = 1 - (2 * (probability * truth).sum(-1) + 1) / (probability.sum(-1) + truth.sum(-1) + 1)
+    return (
+        config.class_weight * class_loss + config.mask_weight * mask_loss + config.dice_weight * dice.sum() / num_masks
+    )
+
+
+def total(output: Output, labels: list[Tensor], truths: list[Tensor], config: Criterion) -> Tensor:
+    """The weighted loss of all predictions, whose masks are multiplied out, as the published model returns them."""
+    result = 0.0
+    for class_logits, masks in zip(output.class_logits, [masks.dense() for masks in output.masks], strict=True):
+        pairs = match(class_logits, masks, labels, truths, config)
+        result = result + losses(class_logits, masks, labels, truths, pairs, config)
+    return result

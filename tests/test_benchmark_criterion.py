@@ -1,0 +1,21 @@
+"""The criterion's benchmark in miniature: both sides agree, and the table is complete."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks import criterion, report
+
+
+def test_the_miniature_runs_and_fills_the_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    criterion.main(["--small", "--repeats", "1", "--device", "cpu"])
+    (entry,) = json.loads((tmp_path / "criterion.json").read_text())
+    assert [row["criterion"].split(",")[0] for row in entry["rows"]] == [
+        "cpu: forward and backward",
+        "cpu: peak extra memory",
+        "cpu: loss",
+    ]
+    ours, naive = (float(entry["rows"][2][side]) for side in ("ours", "naive"))
+    assert abs(ours - naive) < 0.1 * naive
+    assert "ratio" in capsys.readouterr().out
