@@ -137,10 +137,14 @@ class UncertainShare:
     @classmethod
     def of(cls, logits: Tensor, k: int) -> UncertainShare:
         """The k of P candidates whose logits are nearest to 0. [P, N]"""
-        certainty = logits.abs().T.contiguous()  # (N, P), a row for each map
-        threshold = kth_smallest(certainty, k).unsqueeze(1)
-        below = torch.lt(certainty, threshold, out=torch.empty_like(certainty)).sum(1)
-        return cls(threshold[:, 0], (k - below) / (certainty.le_(threshold).sum(1) - below))
+        chosen = []
+        for part in logits.split(rows_at_once(len(logits), logits.device), dim=1):
+            certainty = part.abs().T.contiguous()  # (n, P), a row for each map
+            threshold = kth_smallest(certainty, k)
+            below = torch.lt(certainty, threshold.unsqueeze(1), out=torch.empty_like(certainty)).sum(1)
+            share = (k - below) / (certainty.le_(threshold.unsqueeze(1)).sum(1) - below)
+            chosen.append(torch.stack([threshold, share]))
+        return cls(*torch.cat(chosen, dim=1))
 
     def weights(self, logits: Tensor) -> Tensor:
         """1 below the threshold, `share` at it, 0 above. [P, N] → [P, N]"""
