@@ -110,6 +110,7 @@ class OptimizationConfig:
     warmup_iterations: int = 0  # linear, from zero
     clip_norm: float = 0.01  # over the whole model
     precision: str = "auto"  # "float32", "bfloat16", "float16"; auto: bfloat16 on GPUs that have it, else float32
+    checkpoint_backbone: bool = False  # compute the backbone's blocks twice, to keep less memory between the passes
     evaluate_every: int = 5000  # iterations; the last one is always evaluated
     checkpoint_every: int = 1000
     log_every: int = 20
@@ -190,8 +191,7 @@ def _from_dict(kind: type, values: dict):
 
 
 # Backbones by their timm tags. Pretraining: tiny and small on ImageNet-1k at 224 pixels; base and large on ImageNet-22k
-# at 384 with window 12; SSSegmentation starts from the same weights. `published` is the official Mask2Former's mIoU on
-# the validation set, single scale.
+# at 384 with window 12; SSSegmentation starts from the same weights. `published`: validation mIoU, single scale.
 
 _BACKBONES = {
     "swin_tiny": "swin_tiny_patch4_window7_224.ms_in1k",

@@ -118,3 +118,32 @@ def test_hidden_features_are_kept_once():
     assert len(wide) == 1
     output.sum().backward()
     assert all(p.grad is not None for p in block.parameters())
+
+
+def test_blocks_computed_twice_have_the_same_gradients_and_keep_less():
+    """Stochastic depth drops the same images both times."""
+    backbones = [small_backbone(drop_path_rate=0.5).train() for _ in range(2)]
+    backbones[1].recompute()
+    kept = []
+    for backbone in backbones:
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = sum((level * level).mean() for level in backbone(torch.ones(4, 3, 64, 64)))
+        kept.append(sum(tensor.numel() for tensor in sizes.values()))
+        loss.backward()
+    assert kept[1] < 0.7 * kept[0]
+    for a, b in zip(*(backbone.parameters() for backbone in backbones), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_backbone_that_cannot_be_computed_twice_is_refused():
+    backbone = small_backbone()
+    backbone.network = nn.Identity()
+    with pytest.raises(ValueError, match="checkpoint_backbone"):
+        backbone.recompute()

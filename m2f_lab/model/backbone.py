@@ -78,6 +78,20 @@ class Backbone(nn.Module):
             features.append(norm(x).permute(0, 3, 1, 2))
         return features
 
+    def recompute(self) -> None:
+        """Keep only what enters each block for the backward pass, and compute the rest there once more.
+
+        Raises:
+            ValueError: timm cannot do that with this network.
+        """
+        try:
+            self.network.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise ValueError(
+                f"{type(self.network).__name__} cannot compute its features twice; set "
+                f"optimization.checkpoint_backbone to False. {_SUGGESTION}"
+            ) from error
+
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
         if self.freeze_batch_norm:

@@ -8,9 +8,10 @@ O(1). `PaddedFirst` restores the official order; weights load unchanged. What ma
 
 - Query, key and value are computed before the windows are cut, so that padding is computed once and not at every
   place: at 512 × 512 that is a quarter of the tokens of an average block.
-- Padding, shift, cut and the split into heads are one gather. Every token appears once, so its gradient is a gather, too.
+- Padding, shift, cut and the split into heads are one gather. Every token appears once: its gradient is a gather, too.
 - An image whose branch stochastic depth drops goes without: nothing is computed only to be multiplied by zero.
-- GELU is computed a second time in the backward pass instead of being kept; the widest array of a block is stored once.
+- GELU and the attention weights are computed a second time in the backward pass instead of being kept: both are wide
+  and cheap.
 """
 
 from __future__ import annotations
@@ -46,18 +47,25 @@ class PaddedFirst(SwinTransformerBlock):
         rows = IntoWindows.apply(rows, windows)
         query, key, value = rows.view(3, batch, -1, heads, windows.num_tokens, rows.shape[1])
         dropout = self.attn.attn_drop.p if self.training else 0.0
-        attended = attend_within(query, key, value, self.attn._get_rel_pos_bias()[0], windows.mask, dropout)
+        bias = self.attn._get_rel_pos_bias()[0]
+        attended = recomputed(attend_within, query, key, value, bias, windows.mask, dropout)
         tokens = OutOfWindows.apply(attended.flatten(0, 3), windows).view(batch, height, width, -1)
         return self.attn.proj_drop(self.attn.proj(tokens))
 
     def _perceptron(self, x: Tensor) -> Tensor:
         hidden = self.mlp.fc1(x.flatten(1, 2))
-        again = torch.is_grad_enabled()
-        x2 = checkpoint(self._after_hidden, hidden, use_reentrant=False) if again else self._after_hidden(hidden)
-        return x2.view_as(x)
+        return recomputed(self._after_hidden, hidden).view_as(x)
 
     def _after_hidden(self, hidden: Tensor) -> Tensor:
         return self.mlp.drop2(self.mlp.fc2(self.mlp.norm(self.mlp.drop1(self.mlp.act(hidden)))))
+
+
+def recomputed(function: Callable[..., Tensor], *arguments) -> Tensor:
+    """Call a function whose intermediate results are not kept for the backward pass, but computed there again.
+
+    That ends with the last thing that is needed: a matrix product at the end of the function is not repeated.
+    """
+    return checkpoint(function, *arguments, use_reentrant=False) if torch.is_grad_enabled() else function(*arguments)
 
 
 def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_path: nn.Module) -> Tensor:
@@ -101,7 +109,9 @@ def attend_within(
         return (weights.flatten(0, 2) @ value).view(batch, windows, heads, tokens, dim)
     first = (batch, windows * heads) if mask is not None else (batch * windows, heads)  # what `added` broadcasts over
     query, key, value = (x.reshape(*first, tokens, dim) for x in (query, key, value))
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=added.flatten(0, -3)[None], dropout_p=dropout)
+    attended = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=added.flatten(0, -3)[None], dropout_p=dropout
+    )
     return attended.view(batch, windows, heads, tokens, dim)
 
 

@@ -31,6 +31,7 @@ from m2f_lab.training.callbacks import Callback
 from m2f_lab.training.checkpoint import Progress
 from m2f_lab.training.distributed import Processes, processes
 from m2f_lab.training.interrupt import finish_first
+from m2f_lab.training.memory import kept_memory
 from m2f_lab.training.optimizer import build_optimizer
 from m2f_lab.training.run import METRIC, Run, append_row, keep_rows, open_run
 from m2f_lab.training.step import Learner, autocast_dtype, seed_everything
@@ -66,7 +67,7 @@ def train(
         FloatingPointError: a loss or the gradient is not finite; names the iteration and the images.
     """
     run = Run(out)
-    with processes() as world:
+    with processes() as world, kept_memory(world.device):
         dataset = open_dataset(recipe.data.dataset, data_root, "train")
         open_dataset(recipe.data.dataset, data_root, "val")  # what is missing is to be said now, not hours later
         check_fit(recipe, dataset, world)
@@ -110,6 +111,8 @@ class Session:
         seed_everything(recipe.seed)
         self.model = build_model(recipe.model).to(world.device)
         self.model.classes = dataset.classes
+        if self.config.checkpoint_backbone:
+            self.model.backbone.recompute()
         if world.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)  # convolutions in mixed precision run faster
         self.optimizer = build_optimizer(self.model, self.config)
