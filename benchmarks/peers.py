@@ -1,0 +1,196 @@
+"""What the benchmarks of the whole model share: the peer, and how one side is measured alone.
+
+The peer is Hugging Face's `Mask2FormerForUniversalSegmentation` with random weights, and ours is loaded from the very
+files it saves. Its Swin runs on `scaled_dot_product_attention`; its decoders have no such path. Both sides are asked
+first for the same images, and must give the same logits.
+
+Each side runs in a fresh process of its own, one after the other: neither warms up or fragments the other's memory,
+and the peak of the process is the peak of that side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.report import Table
+from m2f_lab.model import Mask2Former, ModelConfig, build_model
+from m2f_lab.weights import load_weights
+
+REPEATS, WARM_UP = 5, 1
+OURS, THEIRS = "ours", "Hugging Face"
+DROP_PATH = 0.3
+COLUMNS = ("ours s", "peer s", "ratio", "floor s", "floor / ours", "ours MiB", "peer MiB")
+NUM_CLASSES, NUM_QUERIES, SIDE = 150, 100, 512
+SMALL = dict(
+    theirs=dict(
+        hidden_dim=64, feature_size=64, mask_feature_size=64, encoder_layers=1, encoder_feedforward_dim=64,
+        decoder_layers=3, dim_feedforward=64, num_queries=NUM_QUERIES, train_num_points=256,
+    ),
+    swin=dict(embed_dim=12, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], window_size=7),
+    ours=dict(
+        hidden_dim=64, mask_dim=64, num_encoder_layers=1, encoder_feedforward_dim=64, num_decoder_layers=2,
+        decoder_feedforward_dim=64, num_queries=NUM_QUERIES,
+        backbone_options=dict(embed_dim=12, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window_size=7),
+    ),
+)  # fmt: skip
+
+
+def arguments(about: str, given: list[str] | None) -> argparse.Namespace:
+    """What the command line of such a benchmark takes. `measure` and what follows it is for its own processes."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a tiny model and 64 pixels: whether all of it runs")
+    parser.add_argument("--measure", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
+    return parser.parse_args(given)
+
+
+def save_peer(folder: Path, small: bool) -> None:
+    """Write the files of a Hugging Face Mask2Former in which every number is random."""
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    torch.manual_seed(0)
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    swin = SwinConfig(out_features=stages, drop_path_rate=DROP_PATH, **(SMALL["swin"] if small else {}))
+    config = Mask2FormerConfig(backbone_config=swin, num_labels=NUM_CLASSES, **(SMALL["theirs"] if small else {}))
+    theirs = Mask2FormerForUniversalSegmentation(config)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    theirs.save_pretrained(folder)
+
+
+def load_theirs(folder: Path) -> nn.Module:
+    from transformers import Mask2FormerForUniversalSegmentation
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    attention = {"backbone_config": "sdpa", "": "eager"}
+    theirs = Mask2FormerForUniversalSegmentation.from_pretrained(folder, attn_implementation=attention)
+    assert theirs.model.pixel_level_module.encoder.config._attn_implementation == "sdpa"
+    return theirs
+
+
+def load_ours(folder: Path, small: bool) -> Mask2Former:
+    options = SMALL["ours"] if small else {}
+    ours = build_model(ModelConfig(num_classes=NUM_CLASSES, drop_path_rate=DROP_PATH, **options))
+    load_weights(ours, folder)
+    return ours
+
+
+def random_images(count: int, small: bool) -> Tensor:
+    """Smooth random pictures; noise would be a picture of nothing. uint8 [B, 3, H, W]"""
+    side = 64 if small else SIDE
+    coarse = torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(1)) * 255
+    return nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 255).to(torch.uint8)
+
+
+@torch.inference_mode()
+def check_equal(folder: Path, small: bool) -> None:
+    """Raise an AssertionError where the two models' logits differ by more than rounding."""
+    ours, theirs, images = load_ours(folder, small).eval(), load_theirs(folder).eval(), random_images(1, small)
+    output = ours(images)
+    reference = theirs(pixel_values=ours.preprocess(images))
+    for found, expected in (
+        (output.class_logits[-1], reference.class_queries_logits),
+        (output.masks[-1].dense(), reference.masks_queries_logits),
+    ):
+        difference = ((found - expected).abs().max() / expected.abs().max()).item()
+        assert difference < 1e-3, f"The logits differ by {difference:.1e} of the largest."
+
+
+def measure_alone(module: str, side: str, folder: Path, precision: str, device: str, small: bool) -> dict:
+    """Let `python -m module` measure one side in a process of its own; what it printed last.
+
+    Returns:
+        "seconds" (the median), "peak" (MiB) and what else that benchmark says; "failed", the last line of the error,
+        where that side cannot do it.
+    """
+    options = ["--measure", side, "--folder", str(folder), "--precision", precision, "--device", device]
+    command = [sys.executable, "-m", module, *options, *(["--small"] if small else [])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        if side == OURS:
+            raise RuntimeError(done.stderr)
+        return {"failed": done.stderr.strip().splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def median_seconds(work: Callable[[], object], device: str) -> float:
+    """The median time of one call, after a first one that is not counted."""
+    taken = []
+    for _ in range(WARM_UP + REPEATS):
+        began = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[WARM_UP:])
+
+
+def peak_memory(device: str) -> float:
+    """The most memory in use so far, in MiB: of the GPU, or resident in this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    # Not getrusage's: that one starts at what the process had that started this one.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager:
+    return torch.autocast(device, getattr(torch, precision), enabled=precision != "float32")
+
+
+def matrix_product_rate(precision: str, device: str) -> float:
+    """Floating point operations per second in products of large matrices."""
+    side = 8192 if device == "cuda" else 1536
+    a, b = torch.randn(2, side, side, device=device, dtype=getattr(torch, precision))
+    return 2 * side**3 / median_seconds(lambda: a @ b, device)
+
+
+def count_operations(work: Callable[[], object]) -> int:
+    """Floating point operations of matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def compared(ours: dict, theirs: dict) -> tuple[str, ...]:
+    """Seven cells: seconds of both, their ratio, the floor, its share of our time, and both peaks of memory."""
+    failed = "failed" in theirs
+    return (
+        f"{ours['seconds']:.2f}",
+        f"fails: {theirs['failed'][:60]}" if failed else f"{theirs['seconds']:.2f}",
+        "–" if failed else f"{theirs['seconds'] / ours['seconds']:.2f}",
+        f"{ours['floor']:.2f}",
+        f"{ours['floor'] / ours['seconds']:.0%}",
+        f"{ours['peak']:.0f}",
+        "–" if failed else f"{theirs['peak']:.0f}",
+    )
+
+
+def both_sides(module: str, folder: Path, small: bool, table: Table) -> None:
+    """Check that both sides agree, then add one row to the table for each device and precision."""
+    save_peer(folder, small)
+    check_equal(folder, small)
+    for device in ("cpu", "cuda"):
+        for precision in ("float32", "bfloat16"):
+            title = f"{device}, {precision}"
+            if device == "cuda" and not torch.cuda.is_available():
+                table.add(title, *["not measured"] * 7)
+                continue
+            ours, theirs = (measure_alone(module, side, folder, precision, device, small) for side in (OURS, THEIRS))
+            table.add(title, *compared(ours, theirs))
