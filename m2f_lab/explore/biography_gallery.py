@@ -138,12 +138,10 @@ class BiographyGallery(Explorer):
 
     def save_html(self, path: str | Path, title: str = "Query biographies") -> None:
         """Write one self-contained page that sorts, scrubs and hovers without a network or a kernel."""
-        gallery, heat = self.views.values()
-        heat.index, heat.opacity = gallery.index, self.opacity_slider.value
-        gallery.opacity = self.opacity_slider.value
+        self.update()
         save_page(
             path,
-            [gallery, heat],
+            list(self.views.values()),
             controls=[Control("opacity", "opacity", HELP["opacity"], step=0.05)],
             linked=("index", "opacity"),
             title=title,

@@ -51,6 +51,11 @@ class Explorer(ipywidgets.VBox):
         self.add_class("m2f-explorer").add_class(f"m2f-{name}")
         trim_heap()  # of what the model needed on its way
 
+    def update(self) -> None:
+        """Bring pictures and menus in the kernel up to what the browser shows; only a browser links them."""
+        for links in self._links:
+            links.update()
+
     def close(self) -> None:
         """Take the tool off the page and give its memory back; tools drop their own arrays first."""
         if self.comm is None:  # closed already, or never shown

@@ -1,7 +1,7 @@
 """Links: values of widgets that the browser keeps equal by itself.
 
-What `ipywidgets.jslink` does for one pair, done for all pairs of a tool by one widget: a page opens two dozen channels
-to the kernel less, and the kernel hears of a change only after the pictures were drawn.
+What `ipywidgets.jslink` does for one pair, done by one widget for all pairs of a tool: a page opens two dozen channels
+to the kernel less, and the kernel hears of a change once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ Trait = tuple[ipywidgets.Widget, str]
 
 
 class Links(anywidget.AnyWidget):
-    """Pairs of values that the browser keeps equal. The kernel only hears of it: were it to answer, it would fight the
-    mouse.
+    """Pairs of values that the browser keeps equal.
+
+    The kernel hears of the first, the source, and nothing of the second, the target, until it says `update`. It never
+    answers: it would fight the mouse.
 
     Attributes:
         pairs: (widget, name of a value, widget, name of a value); at first the second takes the value of the first.
@@ -38,3 +40,8 @@ class Links(anywidget.AnyWidget):
             if name not in widget.keys:
                 raise ValueError(f"{type(widget).__name__} has no value {name!r} that a browser knows.")
         super().__init__(pairs=[(*source, *target) for source, target in pairs])
+
+    def update(self) -> None:
+        """Bring the targets in the kernel up to their sources."""
+        for source, name, target, other in self.pairs:
+            setattr(target, other, getattr(source, name))

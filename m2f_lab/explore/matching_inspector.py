@@ -312,8 +312,7 @@ class MatchingInspector(LayerChoice, Explorer):
 
     def save_html(self, path: str | Path, title: str = "Which query learns which segment") -> None:
         """Write one self-contained page, of the model that is shown, that scrubs and hovers without a kernel."""
-        for view in self.views.values():
-            view.stack, view.index, view.channel = self.layer, self.segment, self.term_menu.index
+        self.update()
         segments = tuple((name, place) for place, name in enumerate(self.names))
         save_page(
             path,

@@ -172,6 +172,7 @@ class PixelLedger(Explorer):
 
     def save_html(self, path: str | Path, title: str = "Where a pixel's score comes from") -> None:
         """Write one self-contained page that answers clicks on a grid of places, without a network or a kernel."""
+        self.update()
         height, width = self.label_map.shape
         rows, columns = min(PAGE_PLACES, height), min(PAGE_PLACES, width)
         notes = [

@@ -193,7 +193,7 @@ class QueryExplorer(LayerChoice, HeadChoice, Explorer):
         last = self.trace.num_predictions - 1
         options = query_options(self.trace.class_probabilities[-1], self.order, self.labels)
         menu = tuple((text, place) for place, (text, _) in enumerate(options))
-        self._follow()
+        self.update()
         save_page(
             path,
             [
@@ -211,12 +211,6 @@ class QueryExplorer(LayerChoice, HeadChoice, Explorer):
             note="Click the picture to choose the query that won a pixel. Then left and right arrows change the query, "
             "up and down the layer, and digits the attention head.",
         )
-
-    def _follow(self) -> None:
-        """Bring the views in the kernel up to the controls, which only a browser links."""
-        for name, view in self.views.items():
-            for trait, (control, value) in self._shown_in(name).items():
-                setattr(view, trait, getattr(control, value))
 
     def close(self) -> None:
         """Take the explorer off the page and give its memory back."""

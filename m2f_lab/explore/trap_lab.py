@@ -125,8 +125,7 @@ class TrapLab(Explorer):
             view = self.views[name] = picture(trial, self._width)
             pairs = [((self.switch, "index"), (view, "index")), ((self.opacity_slider, "value"), (view, "opacity"))]
             self._links += (Links(pairs),)
-        # In the kernel they may have missed each other: only a browser keeps links.
-        self.views[name].index, self.views[name].opacity = self.switch.index, self.opacity_slider.value
+        self.update()
         return self.views[name]
 
     def figure(self, name: str | None = None) -> Figure:

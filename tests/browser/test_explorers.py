@@ -345,8 +345,8 @@ COUNT_LISTENERS = """async ([module, state]) => {
 
 def test_a_closed_view_listens_to_nothing(browser: Browser) -> None:
     view = make_twin().views["mask"]
-    names = set(re.findall(r'model\.get\("(\w+)"\)', view._esm)) - {"base", "table", "masks", "scales", "pick"}
-    state = {name: getattr(view, name) for name in names} | {
+    read = set(re.findall(r'(?:model\.get\(|listOf\(model, )"(\w+)"', view._esm))
+    state = {name: getattr(view, name) for name in read - {"base", "table", "masks", "scales", "pick"}} | {
         "group": "g", "shapes": [[1, 1, 2, 2]], "pick_shape": [0, 0], "image_size": [4, 2], "clicked": [], "stack": 0
     }  # fmt: skip
     page = browser.new_page()

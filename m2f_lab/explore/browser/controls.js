@@ -4,7 +4,7 @@ function step(model, name, value, count) {
   const kept = clamp(value, 0, count - 1);
   if (kept === model.get(name)) return;
   model.set(name, kept);
-  setTimeout(() => model.save_changes()); // first the picture, then the message
+  model.save_changes();
 }
 
 /** What the kernel calls a key: "m", "shift-ctrl-z". The ⌘ of a Mac is ctrl. */
