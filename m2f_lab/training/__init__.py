@@ -1,7 +1,8 @@
-"""Training: one plain loop, checkpoints that continue exactly, and callbacks that report."""
+"""Training: a plan, one plain loop, checkpoints that continue exactly, and callbacks that report."""
 
 from m2f_lab.training.callbacks import Callback, ProgressBar
 from m2f_lab.training.loop import train
+from m2f_lab.training.planner import Plan, plan
 from m2f_lab.training.run import Run
 
-__all__ = ["Callback", "ProgressBar", "Run", "train"]
+__all__ = ["Callback", "Plan", "ProgressBar", "Run", "plan", "train"]

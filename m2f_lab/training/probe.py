@@ -1,0 +1,86 @@
+"""Take a few training steps in a process of its own, and say what they took. `planner` starts this:
+
+python -m m2f_lab.training.probe recipe.json DEVICE
+
+A process of its own, because only there the peak of the resident memory is that of the steps, and because one that runs
+out of memory takes nobody with it. The steps are those of training, on the recipe's own model and crop; only the images
+are noise, and their labels are stripes.
+
+B images, H/W height/width of the crop.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import median
+
+import torch
+
+from m2f_lab.data import Batch
+from m2f_lab.loss import Criterion
+from m2f_lab.model import build_model
+from m2f_lab.recipes import Recipe
+from m2f_lab.structures import Target
+from m2f_lab.training.distributed import Processes
+from m2f_lab.training.loop import peak_memory
+from m2f_lab.training.optimizer import build_optimizer
+from m2f_lab.training.step import Learner, autocast_dtype, seed_everything
+
+NUM_SEGMENTS = 8  # per image; ADE20K has 8.2 classes in an image, on average
+MOST_STEPS, ENOUGH_SECONDS = 15, 10.0
+
+
+def main(arguments: Sequence[str]) -> None:
+    path, device = arguments
+    print(json.dumps(measure(Recipe.load(path), torch.device(device))))
+
+
+def measure(recipe: Recipe, device: torch.device) -> dict[str, float]:
+    """Train a few steps.
+
+    Returns:
+        "gib": the peak of this process's memory, or of the GPU's; "seconds": of a step, the median.
+    """
+    learner, batch = learner_for(recipe, device), noise(recipe)
+    seconds: list[float] = []
+    # The first step sets everything up, and only the second one has the optimiser's state beside it at its peak.
+    while len(seconds) < 2 or (len(seconds) < MOST_STEPS and sum(seconds) < ENOUGH_SECONDS):
+        start = time.perf_counter()
+        learner.step(batch, iteration=0)  # it returns numbers, so it is over when it returns
+        seconds.append(time.perf_counter() - start)
+    return {"gib": peak_memory(device), "seconds": median(seconds[1:])}
+
+
+def learner_for(recipe: Recipe, device: torch.device) -> Learner:
+    """What `train` would train with, but for the pretrained weights, which change neither time nor memory."""
+    seed_everything(recipe.seed)
+    model = build_model(recipe.vary(model=dict(backbone_weights=None)).model).to(device).train()
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)
+    precision = autocast_dtype(recipe.optimization.precision, device)
+    return Learner(
+        recipe=recipe,
+        model=model,
+        criterion=Criterion(recipe.model.num_classes, **asdict(recipe.loss)),
+        optimizer=build_optimizer(model, recipe.optimization),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
+        precision=precision,
+        world=Processes(0, 1, device),
+    )
+
+
+def noise(recipe: Recipe) -> Batch:
+    """A batch of random images, with vertical stripes for segments."""
+    batch_size, (height, width) = recipe.optimization.batch_size, recipe.data.crop_size
+    images = torch.randint(0, 256, (batch_size, 3, height, width), dtype=torch.uint8)
+    count = min(NUM_SEGMENTS, recipe.model.num_classes)
+    stripes = (torch.arange(width) * count // width).to(torch.uint8).expand(height, width)
+    return Batch(images, [Target.from_label_map(stripes)] * batch_size, ["noise"] * batch_size)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
