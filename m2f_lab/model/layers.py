@@ -61,13 +61,13 @@ class _OneDnnLinear(torch.autograd.Function):
         )
 
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` by the fastest matrix product at hand; equal to it but for rounding. [..., C] → [..., D]"""
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    if not (_HAS_ONEDNN and plain and x.numel()):
+    if not (HAS_ONEDNN and plain and x.numel()):
         return F.linear(x, weight, bias)
     return _OneDnnLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
@@ -129,9 +129,7 @@ class Attention(nn.Module):
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
-            linear(x, weight, bias)
-            .unflatten(2, (self.num_heads, -1))
-            .transpose(1, 2)  # (B, heads, Q or S, C / heads)
+            linear(x, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, Q or S, C / heads)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         allowed = None if blocked is None else ~blocked.unsqueeze(1)  # (B, 1, Q, S)
