@@ -127,7 +127,8 @@ class Canvas:
         pixels = pixels.clamp(torch.zeros_like(self.extent), self.extent + 1)
         corner = pixels.floor()
         cells = torch.add(corner[..., 0], corner[..., 1], alpha=self.pitch).int().add_(self.origins)
-        # A location that is not a number gives a sum that is none; still it must not read outside the table.
+        # The end of the last border lacks corners: a cell before it reads the same zeros. And a location that is not a
+        # number gives a sum that is none, but must not read outside the table.
         cells.clamp_(0, self.num_cells - 1)
         return cells.flatten(0, 1), pixels.sub_(corner).flatten(0, 1)
 
