@@ -14,7 +14,7 @@ from pathlib import Path
 import anywidget
 import comm
 
-from m2f_lab.explore.mask_view import BROWSER, MaskView
+from m2f_lab.explore.mask_view import BROWSER, MaskView, deflated
 from m2f_lab.explore.page import write_page
 
 LINKED = ("stack", "index", "channel", "opacity")
@@ -108,6 +108,7 @@ def _state(view: MaskView, packed: dict[bytes, int], modules: dict[str, int]) ->
     """What a page needs of a view: its traits, and the numbers of its buffers and of its module."""
     names = set(view.traits(sync=True)) - set(anywidget.AnyWidget.class_traits(sync=True)) - {"stroke"}
     traits = {name: getattr(view, name) for name in sorted(names) if not name.startswith("_")}
+    traits["masks"] = deflated(view.masks)
     return {
         "traits": {name: value for name, value in traits.items() if not isinstance(value, bytes)}
         | {"brush": 0, "bound_keys": []},

@@ -69,8 +69,9 @@ function makeBrush(model, redraw) {
   }
 
   function move(to) {
-    if (!cells) return;
-    const mask = chosenMask(model);
+    const masks = masksOf(model, redraw);
+    if (!cells || !masks) return;
+    const mask = chosenMask(model, masks);
     const steps = 1 + 2 * Math.ceil(Math.hypot((to[0] - from[0]) * mask.width, (to[1] - from[1]) * mask.height));
     for (let i = 1; i <= steps; i++) {
       const share = i / steps;
@@ -88,8 +89,9 @@ function makeBrush(model, redraw) {
     },
     move,
     end() {
-      if (!cells) return;
-      const { stack, index, channel } = chosenMask(model);
+      const masks = masksOf(model, redraw);
+      if (!cells || !masks) return;
+      const { stack, index, channel } = chosenMask(model, masks);
       // Numbered: the same stroke once more, after it was undone, is another one.
       const stroke = [++strokes, stack, index, channel, model.get("brush") > 0 ? 255 : 0, ...cells];
       cells = null;

@@ -24,8 +24,31 @@ function samplingTable(numPixels, numCells, coverage, smooth) {
   return { first, second, weight };
 }
 
-/** Where a mask of the stack that the model shows now lies in its buffer; by default the one that is chosen. */
-function chosenMask(model, chosen = model.get("index")) {
+const inflated = new WeakMap(); // model → its masks as they were sent, as they are, and who waits for them
+
+/** All masks of a model; undefined while they are inflated, after which `ready` is called. */
+function masksOf(model, ready) {
+  const sent = model.get("masks");
+  let known = inflated.get(model);
+  if (known?.sent !== sent) {
+    const [isDeflated] = bytes(sent), data = bytes(sent).subarray(1);
+    inflated.set(model, known = { sent, masks: isDeflated ? undefined : data, waiting: new Set() });
+    if (isDeflated) inflate(data).then((masks) => {
+      known.masks = masks;
+      for (const each of known.waiting) each();
+    });
+  }
+  if (!known.masks) known.waiting.add(ready);
+  return known.masks;
+}
+
+async function inflate(data) {
+  const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** Where a mask of the stack that the model shows now lies among all masks; by default the one that is chosen. */
+function chosenMask(model, masks, chosen = model.get("index")) {
   const shapes = model.get("shapes");
   const stack = clamp(model.get("stack"), 0, shapes.length - 1);
   let offset = 0, number = 0;
@@ -37,7 +60,7 @@ function chosenMask(model, chosen = model.get("index")) {
   const index = clamp(chosen, 0, numMasks - 1);
   const channel = clamp(model.get("channel"), 0, numChannels - 1);
   const position = index * numChannels + channel;
-  const values = bytes(model.get("masks")).subarray(
+  const values = masks.subarray(
     offset + position * height * width, offset + (position + 1) * height * width);
   const scales = model.get("scales");
   const scale = scales.getFloat32(4 * (number + position), true);

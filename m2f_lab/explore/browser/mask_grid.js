@@ -43,7 +43,7 @@ function render({ model, el }) {
     tile = drawable(w, h, data, picture);
   }
 
-  function drawSheet({ ratio, columns, tileWidth, pitch }) {
+  function drawSheet({ ratio, columns, tileWidth, pitch }, masks) {
     sheet = new OffscreenCanvas(canvas.width, canvas.height);
     const context = sheet.getContext("2d");
     context.font = `${11 * ratio}px ${style.font}`;
@@ -52,7 +52,7 @@ function render({ model, el }) {
     const labels = model.get("labels")[model.get("stack")] ?? [];
     for (const [place, index] of order().entries()) {
       const [left, top] = corner(place, ratio, columns, tileWidth, pitch);
-      composite(model, chosenMask(model, index), tile, 1);
+      composite(model, chosenMask(model, masks, index), tile, 1);
       context.putImageData(tile.target, left, top);
       context.save();
       context.beginPath();
@@ -72,7 +72,11 @@ function render({ model, el }) {
     if (signal.aborted || !picture || width < 1) return;
     const grid = layout(), { ratio, columns, tileWidth, pitch } = grid;
     fit(grid);
-    if (!sheet) drawSheet(grid);
+    if (!sheet) {
+      const masks = masksOf(model, schedule);
+      if (!masks) return; // the old thumbnails stay until the new ones are there
+      drawSheet(grid, masks);
+    }
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.drawImage(sheet, 0, 0);
     const place = order().indexOf(model.get("index"));

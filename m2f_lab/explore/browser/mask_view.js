@@ -56,7 +56,9 @@ function render({ model, el }) {
 
   function draw() {
     if (signal.aborted || !fit()) return;
-    const mask = chosenMask(model);
+    const masks = masksOf(model, schedule);
+    if (!masks) return; // the old picture stays until all of the new one is there
+    const mask = chosenMask(model, masks);
     composite(model, mask, image, Math.max(1, Math.round(window.devicePixelRatio || 1)));
     context.putImageData(image.target, 0, 0);
     drawLegend(model, mask, legend);
@@ -122,7 +124,8 @@ function render({ model, el }) {
     pointer = place(event);
     brush.move(pointer);
     tip.hidden = false;
-    if (fit()) showTip(chosenMask(model));
+    const masks = masksOf(model, schedule);
+    if (masks && fit()) showTip(chosenMask(model, masks));
     announce({ u: pointer[0], v: pointer[1] });
   }, { signal });
   canvas.addEventListener("pointerleave", () => {

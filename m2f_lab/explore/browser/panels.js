@@ -101,16 +101,25 @@ function drawCaption(caption, nodes) {
   say(nodes.text, caption.text ?? "");
   say(nodes.warning, caption.warning ?? "");
   nodes.warning.hidden = !caption.warning;
-  nodes.bars.replaceChildren();
   drawTable(caption.table, nodes.table);
-  for (const [label, value, color] of caption.bars ?? []) {
-    const row = element("div", "m2f-bar", nodes.bars);
-    element("span", "m2f-bar-label", row, label).title = label;
-    const track = element("span", "m2f-bar-track", row);
-    const fill = element("span", "m2f-bar-fill", track);
-    fill.style.width = `${100 * value}%`;
-    fill.style.background = color;
-    element("span", "m2f-bar-value", row, percent(value));
+  drawBars(caption.bars ?? [], nodes.bars);
+}
+
+/** A bar for each class. Rows that are there are used again: new ones would have to be styled and laid out. */
+function drawBars(bars, parent) {
+  while (parent.children.length > bars.length) parent.lastChild.remove();
+  while (parent.children.length < bars.length) {
+    const row = element("div", "m2f-bar", parent);
+    element("span", "m2f-bar-label", row);
+    element("span", "m2f-bar-fill", element("span", "m2f-bar-track", row));
+    element("span", "m2f-bar-value", row);
+  }
+  for (const [place, [label, value, color]] of bars.entries()) {
+    const [name, track, share] = parent.children[place].children;
+    say(name, name.title = label);
+    track.firstChild.style.width = `${100 * value}%`;
+    track.firstChild.style.background = color;
+    say(share, percent(value));
   }
 }
 
