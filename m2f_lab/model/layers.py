@@ -4,11 +4,13 @@ B batch, Q queries, S positions that are attended to, C channels, H/W height/wid
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 
 def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Tensor:
@@ -36,6 +38,29 @@ def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Ten
     return torch.cat([y, x], dim=2).flatten(0, 1)
 
 
+def recomputed(function: Callable[..., Tensor], *arguments) -> Tensor:
+    """Call a function whose intermediate results are not kept for the backward pass, but computed there again.
+
+    That ends with the last thing that is needed: a product or convolution at the end of the function is not repeated.
+    """
+    return checkpoint(function, *arguments, use_reentrant=False) if torch.is_grad_enabled() else function(*arguments)
+
+
+class _Kept(torch.autograd.Function):
+    """Keeps what the backward pass of a linear map needs, before the map is computed: see `recomputed`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, keepers: list) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        keepers.append(ctx)
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
+
+
 class _OneDnnLinear(torch.autograd.Function):
     """A linear map by oneDNN's matrix product. [N, C] → [N, D]
 
@@ -44,20 +69,21 @@ class _OneDnnLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, keepers: list) -> Tensor:
+        ctx.keepers = keepers
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.keepers[0].saved_tensors
+        of_x, (_, of_weight, of_bias, _) = ctx.keepers[0].needs_input_grad[0], ctx.needs_input_grad
         gradient = gradient.contiguous()
         return (
             torch.ops.mkldnn._linear_pointwise(gradient, weight.t(), None, "none", [], "") if of_x else None,
             gradient.t() @ x if of_weight else None,
             gradient.sum(0) if of_bias else None,
+            None,
         )
 
 
@@ -69,7 +95,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     if not (HAS_ONEDNN and plain and x.numel()):
         return F.linear(x, weight, bias)
-    return _OneDnnLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+    rows, keepers = x.reshape(-1, x.shape[-1]), []
+    if torch.is_grad_enabled():
+        rows = _Kept.apply(rows, weight, keepers)
+    return _OneDnnLinear.apply(rows, weight, bias, keepers).view(*x.shape[:-1], len(weight))
 
 
 class Linear(nn.Linear):

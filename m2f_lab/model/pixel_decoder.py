@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m2f_lab.model.deformable_attention import DeformableAttention
-from m2f_lab.model.layers import feedforward, sine_positions
+from m2f_lab.model.layers import feedforward, recomputed, sine_positions
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.structures import resize
 
@@ -33,9 +33,12 @@ class EncoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Features [B, S, C] in and out; also where they looked and how much, see `DeformableAttention`."""
         attended, locations, weights = self.attention(features + positions, features, reference_points, level_sizes)
-        features = self.attention_norm(features + attended)
-        features = self.feedforward_norm(features + self.feedforward(features))
+        features = self.feedforward_norm(recomputed(self._add_perceptron, features + attended))
         return features, locations, weights
+
+    def _add_perceptron(self, features: Tensor) -> Tensor:
+        features = self.attention_norm(features)
+        return features + self.feedforward(features)
 
 
 class PixelDecoder(nn.Module):
@@ -103,13 +106,22 @@ class PixelDecoder(nn.Module):
             level.transpose(1, 2).unflatten(2, size)
             for level, size in zip(features.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
         ]
-        stride4 = self.lateral(stride4)
-        stride4 = self.output(stride4 + resize(levels[-1], (stride4.shape[2], stride4.shape[3])))
-        mask_features = self.mask_projection(stride4)
+        convolution, _ = self.lateral
+        mask_features = recomputed(self._project, recomputed(self._merge, convolution(stride4), levels[-1]))
         if intermediates is not None:
             intermediates["pixel_decoder.mask_features"] = mask_features
             intermediates |= {f"pixel_decoder.level.{i}": level for i, level in enumerate(levels)}
         return mask_features, levels
+
+    def _merge(self, lateral: Tensor, level: Tensor) -> Tensor:
+        """The step up to stride 4, as far as the next convolution."""
+        convolution, _, _ = self.output
+        return convolution(self.lateral[1](lateral) + resize(level, (lateral.shape[2], lateral.shape[3])))
+
+    def _project(self, merged: Tensor) -> Tensor:
+        """The mask features, from what that convolution gives."""
+        _, norm, relu = self.output
+        return self.mask_projection(relu(norm(merged)))
 
 
 def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:

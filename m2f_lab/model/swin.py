@@ -10,8 +10,8 @@ O(1). `PaddedFirst` restores the official order; weights load unchanged. What ma
   place: at 512 × 512 that is a quarter of the tokens of an average block.
 - Padding, shift, cut and the split into heads are one gather. Every token appears once: its gradient is a gather, too.
 - An image whose branch stochastic depth drops goes without: nothing is computed only to be multiplied by zero.
-- GELU and the attention weights are computed a second time in the backward pass instead of being kept: both are wide
-  and cheap.
+- GELU, the attention weights and the perceptron's norm are computed a second time in the backward pass instead of being
+  kept: they are wide and cheap.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
+
+from m2f_lab.model.layers import recomputed
 
 
 class PaddedFirst(SwinTransformerBlock):
@@ -35,7 +36,7 @@ class PaddedFirst(SwinTransformerBlock):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] → [B, H, W, C]"""
         x = add_branch(x, lambda kept: self._attn(self.norm1(kept)), self.drop_path1)
-        return add_branch(x, lambda kept: self._perceptron(self.norm2(kept)), self.drop_path2)
+        return add_branch(x, self._perceptron, self.drop_path2)
 
     def _attn(self, x: Tensor) -> Tensor:
         """Attention within shifted windows. [B, H, W, C] → [B, H, W, C]"""
@@ -53,19 +54,13 @@ class PaddedFirst(SwinTransformerBlock):
         return self.attn.proj_drop(self.attn.proj(tokens))
 
     def _perceptron(self, x: Tensor) -> Tensor:
-        hidden = self.mlp.fc1(x.flatten(1, 2))
-        return recomputed(self._after_hidden, hidden).view_as(x)
+        return recomputed(self._after_hidden, recomputed(self._to_hidden, x)).view_as(x)
+
+    def _to_hidden(self, x: Tensor) -> Tensor:
+        return self.mlp.fc1(self.norm2(x).flatten(1, 2))
 
     def _after_hidden(self, hidden: Tensor) -> Tensor:
         return self.mlp.drop2(self.mlp.fc2(self.mlp.norm(self.mlp.drop1(self.mlp.act(hidden)))))
-
-
-def recomputed(function: Callable[..., Tensor], *arguments) -> Tensor:
-    """Call a function whose intermediate results are not kept for the backward pass, but computed there again.
-
-    That ends with the last thing that is needed: a matrix product at the end of the function is not repeated.
-    """
-    return checkpoint(function, *arguments, use_reentrant=False) if torch.is_grad_enabled() else function(*arguments)
 
 
 def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_path: nn.Module) -> Tensor:
