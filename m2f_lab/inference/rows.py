@@ -21,7 +21,7 @@ from m2f_lab.structures import resize
 
 # Pixels in one strip, for a hundred or two channels. On a CPU a strip should stay in the cache between the few passes
 # over it; on a GPU it should be long enough to keep the device busy, and a quarter of a gigabyte is no matter.
-_STRIP_PIXELS = {"cpu": 2**13}
+_STRIP_PIXELS = {"cpu": 2**14}
 _STRIP_PIXELS_ELSEWHERE = 2**19
 _SHORTEST_STRIP = 8  # neighbouring strips of a resized map read up to two rows in common
 
