@@ -24,7 +24,7 @@ import torch
 from m2f_lab.data import Batch, Dataset, open_dataset, training_batches
 from m2f_lab.evaluation import evaluate
 from m2f_lab.loss import Criterion
-from m2f_lab.model import build_model
+from m2f_lab.model import Mask2Former, build_model
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import checkpoint
 from m2f_lab.training.callbacks import Callback
@@ -108,13 +108,8 @@ class Session:
     ) -> None:
         self.recipe, self.config, self.dataset = recipe, recipe.optimization, dataset
         self.run, self.callbacks, self.world = run, callbacks, world
-        seed_everything(recipe.seed)
-        self.model = build_model(recipe.model).to(world.device)
+        self.model = model_to_train(recipe, world.device)
         self.model.classes = dataset.classes
-        if self.config.checkpoint_backbone:
-            self.model.backbone.recompute()
-        if world.device.type == "cuda":
-            self.model.to(memory_format=torch.channels_last)  # convolutions in mixed precision run faster
         self.optimizer = build_optimizer(self.model, self.config)
         precision = autocast_dtype(self.config.precision, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == torch.float16)
@@ -224,6 +219,17 @@ class Session:
             folder = self.run.checkpoint("last")
             checkpoint.save(folder, self.model, self.optimizer, self.scaler, self.progress)
         self.saved = self.progress.iteration
+
+
+def model_to_train(recipe: Recipe, device: torch.device) -> Mask2Former:
+    """The recipe's model at its beginning, as it is trained on this device."""
+    seed_everything(recipe.seed)
+    model = build_model(recipe.model).to(device)
+    if recipe.optimization.checkpoint_backbone:
+        model.backbone.recompute()
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # convolutions in mixed precision run faster
+    return model
 
 
 def check_fit(recipe: Recipe, dataset: Dataset, world: Processes) -> None:
