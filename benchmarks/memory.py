@@ -1,10 +1,15 @@
 """Whether the planner's estimates of memory and time hold.
 
-    python -m benchmarks.memory [SETTING …] [--device cpu]
+    python -m benchmarks.memory [SETTING …] [--device cpu] [--rounds 2]
 
 For each setting the planner tries out a few small batches. Then larger batches, and batches in parts, are trained for a
 few steps, each in a process of its own, and measured: the peak of its resident memory (of the GPU's memory, where one
-is used) and the time of a step. Limit: 15 %. Appends the table to benchmarks/results/memory.json.
+is used) and the time of a step, the median. Limit: 15 %.
+
+On a machine that is shared, the time of the same step drifts by a fifth within minutes, and a plan made in a slow one
+says little about a batch measured in a fast one. So planning and measuring take turns, several rounds, and of each
+probe and each batch the fastest round counts. What a single round said is in the last column. Appends the table to
+benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import torch
 from benchmarks.report import Table
 from m2f_lab import recipes
 from m2f_lab.recipes import Recipe
-from m2f_lab.training import plan
+from m2f_lab.training import Plan, plan
 from m2f_lab.training.planner import Probe, took_in_a_process
 
 
@@ -36,40 +41,69 @@ def swin_tiny(crop: int) -> Recipe:
 
 
 SETTINGS = {
-    "debug_tiny": Setting(recipes.debug_tiny(), 8, ((16, 1), (32, 1), (16, 2))),
-    "swin_tiny_256": Setting(swin_tiny(256), 2, ((4, 1), (8, 1), (4, 2))),
+    "debug_tiny": Setting(recipes.debug_tiny(), 4, ((8, 1), (16, 1), (8, 2))),
+    "swin_tiny_256": Setting(swin_tiny(256), 2, ((4, 1), (4, 2))),
     "swin_tiny_512": Setting(swin_tiny(512), 2, ((3, 1),)),
 }
 
 
-def compare(name: str, setting: Setting, device: torch.device, table: Table) -> None:
-    """Plan, train as planned, and add a row for each batch."""
-    found = plan(setting.recipe.vary(optimization=dict(batch_size=setting.probed)), device)
-    in_two_parts = took_in_a_process(setting.recipe.vary(optimization=dict(batch_size=2, accumulation_steps=2)), device)
-    found = replace(found, in_two_parts=Probe(1, **in_two_parts))  # as it plans where the batch does not fit
-    for images, parts in setting.checked:
-        recipe = setting.recipe.vary(optimization=dict(batch_size=images, accumulation_steps=parts))
-        took = took_in_a_process(recipe, device)
-        if took is None:
-            table.add(f"{name}, {images} in {parts}", *["out of memory"] * 6)
-            continue
-        gib, seconds = found.memory(images // parts, parts), found.seconds(images // parts, parts)
+def compare(name: str, setting: Setting, device: torch.device, rounds: int, table: Table) -> None:
+    """Plan and train in turn, and add a row for each batch."""
+    plans: list[Plan] = []
+    measured: dict[tuple[int, int], list[Probe]] = {batch: [] for batch in setting.checked}
+    for _ in range(rounds):
+        plans.append(planned(setting, device))
+        for (images, parts), rows in measured.items():
+            rows.append(measure(setting.recipe, images, parts, device))
+    probes = zip(*(p.probes for p in plans), strict=False)  # a slow round has fewer
+    best = replace(
+        plans[0],
+        probes=tuple(quickest(each) for each in probes),
+        in_two_parts=quickest([p.in_two_parts for p in plans]),
+    )
+    for (images, parts), rows in measured.items():
+        took, at_once = quickest(rows), images // parts
+        gib, seconds = best.memory(at_once, parts), best.seconds(at_once, parts)
+        single = [p.seconds(at_once, parts) / row.seconds for p, row in zip(plans, rows, strict=True)]
         table.add(
             f"{name}, {images} in {parts}",
-            f"{gib:.2f}", f"{took['gib']:.2f}", f"{gib / took['gib']:.2f}",
-            f"{seconds:.2f}", f"{took['seconds']:.2f}", f"{seconds / took['seconds']:.2f}",
+            f"{gib:.2f}", f"{took.gib:.2f}", f"{gib / took.gib:.2f}",
+            f"{seconds:.2f}", f"{took.seconds:.2f}", f"{seconds / took.seconds:.2f}",
+            " ".join(f"{ratio:.2f}" for ratio in single),
         )  # fmt: skip
+
+
+def planned(setting: Setting, device: torch.device) -> Plan:
+    """A plan that knows also what two parts take, as it does where the batch does not fit."""
+    found = plan(setting.recipe.vary(optimization=dict(batch_size=setting.probed)), device)
+    return replace(found, in_two_parts=measure(setting.recipe, 2, 2, device))
+
+
+def measure(recipe: Recipe, images: int, parts: int, device: torch.device) -> Probe:
+    took = took_in_a_process(recipe.vary(optimization=dict(batch_size=images, accumulation_steps=parts)), device)
+    if took is None:
+        raise MemoryError(f"{images} images in {parts} parts do not fit; measure a smaller setting.")
+    return Probe(images // parts, **took)
+
+
+def quickest(rounds: Sequence[Probe]) -> Probe:
+    """The shortest time of a step, and the highest peak."""
+    return Probe(rounds[0].images, max(r.gib for r in rounds), min(r.seconds for r in rounds))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare the planner's estimates with measurement.")
     parser.add_argument("settings", nargs="*", default=list(SETTINGS), metavar="SETTING", help=", ".join(SETTINGS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args(arguments)
-    columns = ("batch, in parts", "GiB planned", "GiB measured", "ratio", "s planned", "s measured", "ratio of s")
+    columns = (
+        "batch, in parts", "GiB planned", "GiB measured", "ratio",
+        "s planned", "s measured", "ratio of s", "in single rounds",
+    )  # fmt: skip
     table = Table("memory", columns)
     for name in options.settings:
-        compare(name, SETTINGS[name], torch.device(options.device), table)
+        compare(name, SETTINGS[name], torch.device(options.device), options.rounds, table)
     table.finish()
 
 
