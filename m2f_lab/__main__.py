@@ -1,4 +1,4 @@
-"""The command line: a thin layer over train, evaluate and audit. Several GPUs:
+"""The command line: a thin layer over train, evaluate, plan and audit. Several GPUs:
 
 torchrun --nproc_per_node 8 -m m2f_lab train ade20k_swin_tiny --data-root data/ADEChallengeData2016 --out runs/tiny
 """
@@ -21,7 +21,7 @@ from m2f_lab.data import audit, open_dataset
 from m2f_lab.evaluation import evaluate
 from m2f_lab.model import build_model
 from m2f_lab.recipes import Recipe
-from m2f_lab.training import ProgressBar, Run, train
+from m2f_lab.training import ProgressBar, Run, plan, train
 from m2f_lab.weights import load_weights
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except KeyboardInterrupt:
         return 130
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, MemoryError) as error:
         if options.traceback:
             raise
         print(f"m2f_lab: {error}\n(--traceback shows where this comes from.)", file=sys.stderr)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m m2f_lab",
-        description="Train, evaluate and check Mask2Former.",
+        description="Plan, train, evaluate and check Mask2Former.",
         epilog="On several GPUs: torchrun --nproc_per_node 8 -m m2f_lab train …",
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
@@ -59,6 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_set(command)
     command.set_defaults(run=cli_train)
+
+    command = commands.add_parser("plan", help="say what a training would take", description=cli_plan.__doc__)
+    command.add_argument("recipe", metavar="RECIPE", help=recipe_help)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, …; by default the GPU if there is one")
+    command.add_argument("--gib", type=float, metavar="N", help="plan for so much memory instead of what is free now")
+    _add_set(command)
+    command.set_defaults(run=cli_plan)
 
     command = commands.add_parser("evaluate", help="measure weights", description=cli_evaluate.__doc__)
     command.add_argument("weights", type=Path, metavar="RUN_OR_WEIGHTS", help="a run's folder, or a checkpoint")
@@ -92,6 +99,13 @@ def cli_train(options: argparse.Namespace) -> int:
     recipe = changed(recipe_named(options.recipe), options.changes)
     run = train(recipe, options.data_root, options.out, callbacks=[ProgressBar()], resume=options.resume)
     return 0 if run.finished else 130
+
+
+def cli_plan(options: argparse.Namespace) -> int:
+    """Try out training steps for a minute or two: does a recipe fit, in how many parts, and how long will it take?"""
+    recipe = changed(recipe_named(options.recipe), options.changes)
+    print(plan(recipe, options.device, available=options.gib))
+    return 0
 
 
 def cli_evaluate(options: argparse.Namespace) -> int:

@@ -142,6 +142,16 @@ class TestCommandLine:
         monkeypatch.setattr(cli, "train", interrupted)
         assert cli.main(["train", "toy", "--data-root", str(root), "--out", str(tmp_path / "run")]) == 130
 
+    def test_plan(self, toy, capsys):
+        assert cli.main(["plan", "toy", "--device", "cpu", "--gib", "8", "--set", "optimization.batch_size=1"]) == 0
+        printed = capsys.readouterr().out
+        assert "toy on " in printed
+        assert " CPU threads, 8.0 GiB\n  batch of 1: accumulation_steps = 1\n" in printed
+
+    def test_plan_of_what_does_not_fit(self, toy, capsys):
+        assert cli.main(["plan", "toy", "--device", "cpu", "--gib", "0.1"]) == 1
+        assert "m2f_lab: toy does not fit into 0.10 GiB" in capsys.readouterr().err
+
     def test_audit(self, root, capsys):
         assert cli.main(["audit", "folder", "--data-root", str(root)]) == 0
         assert "box" in capsys.readouterr().out
@@ -153,7 +163,7 @@ class TestCommandLine:
         assert "training_0" in capsys.readouterr().err
 
     def test_help(self, capsys):
-        for command in ([], ["train"], ["evaluate"], ["recipes"], ["audit"]):
+        for command in ([], ["train"], ["plan"], ["evaluate"], ["recipes"], ["audit"]):
             with pytest.raises(SystemExit) as exit:
                 cli.main([*command, "--help"])
             assert exit.value.code == 0
