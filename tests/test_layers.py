@@ -5,8 +5,19 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from m2f_lab.model.layers import Attention, Linear, linear, sine_positions, speed_up_linears
+from m2f_lab.model.layers import (
+    HAS_ONEDNN,
+    Attention,
+    Linear,
+    linear,
+    recomputed,
+    sine_positions,
+    speed_up_linears,
+)
+from m2f_lab.model.pixel_decoder import EncoderLayer, PixelDecoder
+from m2f_lab.recipes import ModelConfig
 
 
 @pytest.fixture
@@ -92,3 +103,68 @@ def test_any_linear_of_a_model_is_sped_up():
     assert [type(m) for m in model.modules() if isinstance(m, nn.Linear)] == [Linear, Linear]
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(x), expected)
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products of linear maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in (
+            torch.ops.mkldnn._linear_pointwise if HAS_ONEDNN else None,
+            torch.ops.aten.mm,
+            torch.ops.aten.addmm,
+        )
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_product_at_the_end_is_not_recomputed():
+    torch.manual_seed(0)
+    parameters = x, weight, bias = [torch.randn(s, requires_grad=True) for s in ((5, 6), (7, 6), (7,))]
+    expected = torch.autograd.grad(linear(x.tanh(), weight, bias).square().sum(), parameters)
+    loss = recomputed(lambda x: linear(x.tanh(), weight, bias), x).square().sum()
+    with Products() as products:
+        found = torch.autograd.grad(loss, parameters)
+    assert products.count == 2  # the gradients of x and of the weight
+    torch.testing.assert_close(found, expected)
+
+
+def kept_by(function):
+    """All that autograd keeps, once for each piece of memory."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()
+    return result, list(kept.values())
+
+
+DECODER = ModelConfig(num_classes=3, hidden_dim=64, mask_dim=64, encoder_feedforward_dim=112, num_encoder_layers=1)
+
+
+def test_an_encoder_layer_keeps_no_hidden_features():
+    torch.manual_seed(0)
+    layer, features = EncoderLayer(DECODER), torch.randn(1, 21, 64, requires_grad=True)
+    (output, *_), kept = kept_by(
+        lambda: layer(features, torch.randn(21, 64), torch.rand(21, 2), [(1, 1), (2, 2), (4, 4)])
+    )
+    assert not [t.shape for t in kept if t.shape[-1] == 112 and t.shape[0] != 64]
+    output.sum().backward()
+    assert all(p.grad is not None for p in layer.feedforward.parameters())
+
+
+def test_the_pixel_decoder_keeps_two_maps_at_stride_4():
+    """What enters the two norms, and not what enters the convolutions behind them."""
+    torch.manual_seed(0)
+    decoder = PixelDecoder([8, 8, 8, 8], DECODER)
+    pyramid = [torch.randn(1, 8, 32 // s, 32 // s, requires_grad=True) for s in (1, 2, 4, 8)]
+    (features, _), kept = kept_by(lambda: decoder(pyramid))
+    assert len([t for t in kept if t.shape == (1, 64, 32, 32)]) == 2
+    features.sum().backward()
+    assert all(p.grad is not None for p in decoder.parameters())
