@@ -147,7 +147,7 @@ def test_what_the_browser_gets() -> None:
 
 
 def test_masks_travel_deflated_where_that_makes_much_of_it() -> None:
-    view = MaskView(IMAGE, np.arange(40)[:, None, None] % 2 * np.ones((40, 96, 96)))
+    view = MaskView(IMAGE, np.arange(120)[:, None, None] % 2 * np.ones((120, 96, 96)))
     sent = view.get_state()["masks"]
     assert (sent[:1], zlib.decompress(sent[1:])) == (b"\1", view.masks)
     assert len(sent) < len(view.masks) / 50

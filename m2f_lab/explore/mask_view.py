@@ -65,10 +65,10 @@ def deflated(masks: bytes, widget: object = None) -> bytes:
     """Masks as they travel: 1 and the deflated masks where that makes much of it, else 0 and the masks.
 
     The masks of a trained model are mostly 0 or 1, label maps have few values: on the way through two servers into the
-    browser, every megabyte counts.
+    browser, every megabyte counts. Of less than one, inflating takes as long as sending.
     """
     middle = masks[len(masks) // 2 :][: 2**16]
-    if len(zlib.compress(middle, 1)) > len(middle) / 2:
+    if len(masks) < 2**20 or len(zlib.compress(middle, 1)) > len(middle) / 2:
         return b"\0" + masks
     return b"\1" + zlib.compress(masks, 1)
 

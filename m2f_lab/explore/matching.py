@@ -220,19 +220,19 @@ class MatchedMasks:
         Returns:
             uint8 [L, T, h, w]
         """
-        laid = np.full((*queries.shape, *self.segments.shape[1:]), 255, np.uint8)
+        laid = np.empty((*queries.shape, *self.segments.shape[1:]), np.uint8)
         for prediction, row in enumerate(queries):
             for segment, query in enumerate(row):
-                truth = self.segments[segment]
-                mask = np.zeros_like(truth) if query == NONE else self.queries[prediction, query]
-                laid[prediction, segment][truth & mask] = 0
-                laid[prediction, segment][truth & ~mask] = 1
-                laid[prediction, segment][~truth & mask] = 2
+                mask = False if query == NONE else self.queries[prediction, query]
+                laid[prediction, segment] = _PARTS[self.segments[segment] * 2 + mask]
         return laid
 
 
+_PARTS = np.array([255, 2, 1, 0], np.uint8)  # neither, only the query, only the segment, both
+
+
 @torch.no_grad()
-def matched_masks(output: Output, target: Target, max_cells: int = 96 * 96) -> MatchedMasks:
+def matched_masks(output: Output, target: Target, max_cells: int = 72 * 72) -> MatchedMasks:
     """Read all masks of an output of one image, and its segments, on a grid of at most so many cells."""
     size = grid_size(output.image_size, max_cells)
     return MatchedMasks(

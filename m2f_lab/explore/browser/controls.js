@@ -4,7 +4,7 @@ function step(model, name, value, count) {
   const kept = clamp(value, 0, count - 1);
   if (kept === model.get(name)) return;
   model.set(name, kept);
-  model.save_changes();
+  queueMicrotask(() => model.save_changes()); // in the same turn of the event loop, but after pictures were drawn
 }
 
 /** What the kernel calls a key: "m", "shift-ctrl-z". The ⌘ of a Mac is ctrl. */

@@ -1,6 +1,9 @@
 // Values of widgets that the browser keeps equal. A source that follows its target is saved, so that the kernel hears of
 // it; a target that follows its source is not: every message costs time that belongs to the pictures.
 
+/** Save in the same turn of the event loop, but after the pictures that are to be drawn in it (`scheduler`). */
+const saveAfterDrawing = (model) => queueMicrotask(() => model.save_changes());
+
 const PREFIX = "IPY_MODEL_"; // how ipywidgets writes a widget in a message
 
 async function initialize({ model }) {
@@ -12,7 +15,7 @@ async function initialize({ model }) {
     const back = () => {
       if (leader.get(from) === follower.get(to)) return;
       leader.set(from, follower.get(to));
-      leader.save_changes();
+      saveAfterDrawing(leader);
     };
     forth();
     leader.on(`change:${from}`, forth);
