@@ -5,8 +5,9 @@
 Swin-T, 150 classes, 100 queries, 512 × 512, random weights, the same on both sides; see `benchmarks.peers`. Ours starts
 from the uint8 picture (`model.predict`), theirs from the normalised tensor, and ends with
 `post_process_semantic_segmentation`, which combines masks and classes at 384 × 384 whatever the image's size; ours
-combines at the image's. The floor is the time that the matrix products in our forward pass would take at the rate of
-large matrix products here. Appends the table to benchmarks/results/inference.json.
+combines at the image's, and the last line says in how many pixels the label maps agree all the same. The floor is the
+time that the matrix products in our forward pass would take at the rate of large matrix products here. Appends the
+table to benchmarks/results/inference.json.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import peers
 from benchmarks.peers import OURS
@@ -28,30 +30,49 @@ from benchmarks.report import Table
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """One side in this process: seconds per image, and at best; MiB."""
     device, precision = options.device, options.precision
-    (image,) = images = peers.random_images(1, options.small)
+    images = peers.random_images(1, options.small)
     if options.measure == OURS:
-        model = peers.load_ours(options.folder, options.small).eval().requires_grad_(False).to(device)
-        picture = image.permute(1, 2, 0).contiguous().numpy()
-
-        def label() -> np.ndarray:
-            with peers.autocast(precision, device):
-                return model.predict(picture).label_map
+        labeller = our_labeller(peers.load_ours(options.folder, options.small).to(device), images)
     else:
-        from transformers import Mask2FormerImageProcessor
+        labeller = their_labeller(peers.load_theirs(options.folder).to(device), (images.float() / 255 - 0.45) / 0.225)
 
-        model = peers.load_theirs(options.folder).eval().requires_grad_(False).to(device)
-        processor = Mask2FormerImageProcessor()
-        normalised = (images.float() / 255 - 0.45) / 0.225
-        size = tuple(images.shape[2:])
-
-        def label() -> Tensor:
-            with torch.inference_mode(), peers.autocast(precision, device):
-                output = model(pixel_values=normalised.to(device))
-                return processor.post_process_semantic_segmentation(output, [size])[0].cpu()
+    def label() -> np.ndarray:
+        with peers.autocast(precision, device):
+            return labeller()
 
     seconds, peak = peers.median_seconds(label, device), peers.peak_memory(device)
     rate = peers.matrix_product_rate(precision, device)
     return {"seconds": seconds, "peak": peak, "floor": peers.count_operations(label) / rate}
+
+
+def our_labeller(model: nn.Module, images: Tensor) -> Callable[[], np.ndarray]:
+    """What turns the first image, uint8 [B, 3, H, W], into its label map [H, W]."""
+    model.eval().requires_grad_(False)
+    picture = images[0].permute(1, 2, 0).contiguous().numpy()
+    return lambda: model.predict(picture).label_map
+
+
+def their_labeller(model: nn.Module, normalised: Tensor) -> Callable[[], np.ndarray]:
+    """The same with the peer, from a normalised image [1, 3, H, W]."""
+    from transformers import Mask2FormerImageProcessor
+
+    model.eval().requires_grad_(False)
+    processor = Mask2FormerImageProcessor()
+    size = tuple(normalised.shape[2:])
+
+    @torch.inference_mode()
+    def label() -> np.ndarray:
+        output = model(pixel_values=normalised.to(model.device))
+        return processor.post_process_semantic_segmentation(output, [size])[0].cpu().numpy()
+
+    return label
+
+
+def agreement(folder: Path, small: bool) -> float:
+    """The share of an image's pixels that both sides give the same class, in float32."""
+    ours, theirs, images = peers.load_ours(folder, small), peers.load_theirs(folder), peers.random_images(1, small)
+    found, expected = our_labeller(ours, images)(), their_labeller(theirs, ours.preprocess(images))()
+    return float((found == expected).mean())
 
 
 def main(given: list[str] | None = None) -> None:
@@ -62,6 +83,8 @@ def main(given: list[str] | None = None) -> None:
     table = Table("inference", ("one image to its label map", *peers.COLUMNS))
     with tempfile.TemporaryDirectory() as folder:
         peers.both_sides(__spec__.name, Path(folder), options.small, table)
+        share = agreement(Path(folder), options.small)
+        table.add(f"the same class in {share:.1%}", *["–"] * len(peers.COLUMNS))
     table.finish()
 
 
