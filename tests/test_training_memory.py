@@ -3,6 +3,7 @@
 import gc
 import resource
 import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -15,24 +16,27 @@ from tests.toy_training import toy_recipe, write_toy_data
 CPU = torch.device("cpu")
 
 
-def page_faults(repeats: int = 5) -> int:
-    """Pages that the system hands out while 64 MiB are taken and given back a few times."""
+def resident() -> int:
+    """What this process holds of the machine's memory, in MiB."""
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(repeats):
-        torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_memory_is_kept_inside_the_block_only():
+def test_freed_memory_is_kept_inside_the_block_and_given_back_at_its_end():
     with kept_memory(CPU) as kept:
         if not kept:
             pytest.skip("another C library than glibc")
-        torch.ones(2**24)
-        inside = page_faults()
-    outside = page_faults()
-    assert inside < 1000 < outside
+    before = resident()  # what earlier tests freed was given back just now
+    torch.ones(2**26)
+    usual = resident() - before
+    with kept_memory(CPU):
+        torch.ones(2**26)  # 256 MiB
+        inside = resident() - before
+    after = resident() - before
+    assert usual < 30
+    assert inside > 225
+    assert after < 30
 
 
 def test_nothing_is_done_for_a_gpu():
