@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from m2f_lab.loss import points as points_module
-from m2f_lab.loss.points import random_points, sample_segments, uncertain_points
+from m2f_lab.loss.points import random_points, sample_segments
 from m2f_lab.structures import IGNORE, Target, sample_points
 
 PADDED = (20, 28)
@@ -147,60 +146,3 @@ def test_random_points_follow_the_seed_and_the_reference_tensor():
     assert first.shape == (4, 1000, 2)
     assert first.dtype == torch.float64
     assert 0 <= first.min() < 0.01 < 0.99 < first.max() < 1
-
-
-def by_position(points: Tensor) -> Tensor:
-    """The same points in a canonical order, for comparing sets. [M, P, 2]"""
-    keys = points[..., 0] * 7919 + points[..., 1]
-    return points.gather(1, keys.argsort(dim=1).unsqueeze(2).expand(-1, -1, 2))
-
-
-@pytest.mark.parametrize("at_once", [100, 2], ids=["all at once", "two at a time"])
-def test_uncertain_points_are_pointrends(monkeypatch, at_once):
-    monkeypatch.setattr(points_module, "rows_at_once", lambda *_: at_once)
-    logits = torch.randn(5, 12, 16)
-
-    torch.manual_seed(1)
-    result = uncertain_points(logits, num_points=40, oversample_ratio=3.0, importance_sample_ratio=0.75)
-
-    torch.manual_seed(1)
-    expected = []
-    for part in logits.split(at_once):
-        candidates = torch.rand(len(part), 120, 2)
-        uncertainty = -sample_points(part.unsqueeze(1), candidates)[:, 0].abs()
-        index = uncertainty.topk(30, dim=1).indices
-        chosen = torch.stack([candidates[row, index[row]] for row in range(len(part))])
-        expected.append(torch.cat([chosen, torch.rand(len(part), 10, 2)], dim=1))
-    expected = torch.cat(expected)
-
-    assert result.shape == (5, 40, 2)
-    assert torch.equal(by_position(result[:, :30]), by_position(expected[:, :30]))
-    assert torch.equal(result[:, 30:], expected[:, 30:])
-
-
-def test_uncertain_points_gather_where_the_mask_is_undecided():
-    # The logit is proportional to x - 0.5: of three times 400 candidates, the 300 nearest lie within an eighth of it.
-    # (Or on the rim: there the zeros outside the image pull the logit down, here as in PointRend.)
-    result = uncertain_points(RAMP, num_points=400)
-    distance = (result[..., 0] - 0.5).abs()
-    rim = ((result - 0.5).abs() > 0.5 - 0.5 / 48).any(-1)
-    assert distance[:, :300][~rim[:, :300]].max() < 0.16
-    assert distance[:, 300:].max() > 0.4
-    assert result[..., 1].std() > 0.25  # any height will do
-
-
-RAMP = torch.linspace(-1, 1, 64).expand(3, 48, 64)
-
-
-@pytest.mark.parametrize(("ratio", "mean_distance"), [(0.0, 1 / 4), (1.0, 1 / 12)])
-def test_none_or_all_of_the_points_may_be_uncertain(ratio, mean_distance):
-    # Uniform points lie on average a quarter of the width from the middle, the nearest third of them a twelfth.
-    distance = (uncertain_points(RAMP, 2000, importance_sample_ratio=ratio)[..., 0] - 0.5).abs()
-    assert distance.shape == (3, 2000)
-    assert distance.mean().item() == pytest.approx(mean_distance, abs=0.01)
-
-
-def test_choosing_points_is_not_differentiated_and_takes_no_masks_too():
-    logits = torch.randn(2, 8, 8, requires_grad=True)
-    assert not uncertain_points(logits, 10).requires_grad
-    assert uncertain_points(logits[:0], 10).shape == (0, 10, 2)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2f_lab.structures import IGNORE, Target, sample_points
+from m2f_lab.structures import IGNORE, Target
 
 
 def rows_at_once(row_length: int, device: torch.device) -> int:
@@ -35,13 +35,16 @@ def random_points(num_sets: int, num_points: int, like: Tensor) -> Tensor:
 def shared_points(
     num_points: int, oversample_ratio: float, importance_sample_ratio: float, like: Tensor
 ) -> tuple[Tensor, int, int]:
-    """Draw what all masks of an image choose their points for the loss from.
+    """Draw what all masks of an image choose their points for the loss from: most where a mask is undecided.
 
-    Each mask takes the share `importance_sample_ratio` of its points from the candidates, those whose logits are
-    nearest to 0, and then all points that follow the candidates, as in `uncertain_points`.
+    `oversample_ratio` times too many points are candidates. Each mask takes the share `importance_sample_ratio` of its
+    points from them, those whose logits are nearest to 0, and then all points that follow the candidates.
 
     Returns:
         Candidates and the rest, [N + P - k, 2]; N, the number of candidates; k, how many of them a mask takes.
+
+    Source: PointRend (Kirillov et al. 2020), section 3.1, "Training", which draws candidates for each mask anew;
+    Mask2Former, section 3.3.
     """
     num_uncertain = int(num_points * importance_sample_ratio)
     num_candidates = int(num_points * oversample_ratio) if num_uncertain else 0
@@ -152,40 +155,6 @@ class UncertainShare:
         below = logits.abs()
         not_above = below.clone().le_(self.threshold)
         return torch.lerp(below.lt_(self.threshold), not_above, self.share)
-
-
-@torch.no_grad()
-def uncertain_points(
-    logits: Tensor, num_points: int, oversample_ratio: float = 3.0, importance_sample_ratio: float = 0.75
-) -> Tensor:
-    """Choose points for the loss: most where the mask is undecided, the rest anywhere.
-
-    Draws `oversample_ratio` times too many points, keeps the share `importance_sample_ratio` of `num_points` whose
-    logits are nearest to 0, and fills up with fresh uniform ones. Every mask gets its own points.
-
-    Args:
-        logits: predicted masks. [M, H, W]
-        num_points: P
-        oversample_ratio: how many candidates to draw per point, at least 1
-        importance_sample_ratio: share of the points that is chosen by uncertainty, in [0, 1]
-
-    Returns:
-        Points (x, y) in [0, 1], the uncertain ones first, in no particular order. [M, P, 2]
-
-    Source: PointRend (Kirillov et al. 2020), section 3.1, "Training"; Mask2Former, section 3.3.
-    """
-    num_candidates = int(num_points * oversample_ratio)
-    num_uncertain = int(num_points * importance_sample_ratio)
-    chosen = []
-    for part in logits.split(rows_at_once(num_candidates, logits.device)):
-        candidates = random_points(len(part), num_candidates, like=part)
-        certainty = sample_points(part.unsqueeze(1), candidates).squeeze(1).abs_()  # (m, candidates)
-        # Nobody needs them in order, and an unsorted selection takes less than half the time.
-        keep = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
-        # Seen as one complex number, x and y move together.
-        uncertain = torch.view_as_real(torch.view_as_complex(candidates).gather(1, keep))
-        chosen.append(torch.cat([uncertain, random_points(len(part), num_points - num_uncertain, like=part)], dim=1))
-    return torch.cat(chosen)
 
 
 @torch.no_grad()
