@@ -26,7 +26,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 USERS = [Requirement(line) for line in PROJECT["dependencies"]]
 KERNELS = [Requirement(line) for line in PROJECT["optional-dependencies"]["triton"]]  # imported only where it is there
 DEVELOPERS = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
-BENCHMARKS = [Requirement(line) for line in PROJECT["optional-dependencies"]["bench"]]
 LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
 # Where the module is not called as the package is.
@@ -60,7 +59,7 @@ def test_the_lock_pins_each_dependency_once_and_inside_its_range(python: str, pl
 
 def test_ranges_are_bounded_on_both_sides() -> None:
     """From the oldest version that is known to work, up to the next one that may break it."""
-    for wanted in USERS + DEVELOPERS + BENCHMARKS:
+    for wanted in USERS + DEVELOPERS:
         operators = {specifier.operator for specifier in wanted.specifier}
         assert ">=" in operators, wanted
         assert "<" in operators or wanted.marker, wanted
@@ -136,6 +135,6 @@ def test_users_get_all_that_the_package_and_the_notebooks_import() -> None:
 
 
 def test_developers_get_all_that_tests_and_benchmarks_import() -> None:
-    named = {canonicalize_name(wanted.name) for wanted in USERS + DEVELOPERS + BENCHMARKS}
+    named = {canonicalize_name(wanted.name) for wanted in USERS + DEVELOPERS}
     imported = third_party_imports(python_sources("tests", "benchmarks"))
     assert {name: place for name, place in imported.items() if name not in named} == {}

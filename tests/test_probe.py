@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,3 +67,11 @@ def test_the_backbone_is_computed_twice_where_the_recipe_says_so(twice: bool) ->
     learner = probe.learner_for(toy_recipe(checkpoint_backbone=twice), CPU)
     found = {m.grad_checkpointing for m in learner.model.modules() if hasattr(m, "grad_checkpointing")}
     assert found == {twice}
+
+
+def test_the_peak_is_that_of_the_probe_itself() -> None:
+    """Linux counts what the process that started it held at its own peak, a notebook with data for example."""
+    held = torch.ones(3 * 2**28)  # 3 GiB
+    command = "import torch; from m2f_lab.training.loop import peak_memory; print(peak_memory(torch.device('cpu')))"
+    run = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True)
+    assert 0.05 < float(run.stdout) < held.nbytes / 2**30 / 2

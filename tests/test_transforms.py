@@ -356,8 +356,7 @@ def test_jitter_goes_step_by_step_through_bytes(contrast_first: bool) -> None:
 
 
 def test_jitter_is_the_published_one_but_for_the_steps_of_its_hue() -> None:
-    """Beside OpenCV, where it is installed: it keeps saturations as bytes, and hues in steps of two degrees."""
-    pytest.importorskip("cv2")
+    """Beside OpenCV, which keeps saturations as bytes, and hues in steps of two degrees."""
     from benchmarks.published_mapper import jittered
 
     for seed in range(20):

@@ -252,6 +252,10 @@ def peak_memory(device: torch.device) -> float:
     """The most memory that was in use so far, in GiB: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, where a process's ru_maxrss begins with that of the process that started it
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**20
     import resource  # absent on Windows, which trains on GPUs
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
