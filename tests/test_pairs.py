@@ -162,12 +162,19 @@ def in_float32(points: SharedPoints) -> SharedPoints:
     return SharedPoints(reader, points.truth.float(), points.num_candidates, points.num_uncertain)
 
 
-def test_nothing_to_compare():
-    features, embeddings, *rest = problem((0, 0))
-    mask, dice = pair_losses(features, embeddings, *rest)
-    assert mask.shape == dice.shape == (0,)
-    (mask.sum() + dice.sum()).backward()
-    assert not features.grad.any()
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nothing_to_compare(threads):
+    """An image without segments; PyTorch goes other ways with several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        features, embeddings, *rest = problem((0, 0))
+        mask, dice = pair_losses(features, embeddings, *rest)
+        assert mask.shape == dice.shape == (0,)
+        (mask.sum() + dice.sum()).backward()
+        assert not features.grad.any()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_nothing_as_large_as_the_masks_waits_for_the_backward():

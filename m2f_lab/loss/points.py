@@ -86,6 +86,8 @@ class PointReader:
 
     def read(self, maps: Tensor) -> Tensor:
         """Bilinear samples, zero outside the image, as `sample_points`. [H*W, N] → [P, N]"""
+        if maps.shape[1] == 0:  # embedding_bag fails on rows without numbers, if it has several threads
+            return maps.new_empty(len(self.pixels), 0)
         return F.embedding_bag(self.pixels, maps, per_sample_weights=self.weights, mode="sum")
 
     def spread(self, values: Tensor) -> Tensor:
@@ -94,6 +96,8 @@ class PointReader:
         The votes are sorted by pixel, so that a pixel, too, is one bag of rows, and nothing is added up in an order
         that chance decides.
         """
+        if values.shape[1] == 0:  # as above
+            return values.new_empty(self.num_pixels, 0)
         pixels, order = self.pixels.flatten().sort(stable=True)
         first = torch.searchsorted(pixels, torch.arange(self.num_pixels, dtype=pixels.dtype, device=pixels.device))
         weights = self.weights.flatten()[order]
