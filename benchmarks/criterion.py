@@ -30,6 +30,7 @@ from benchmarks import naive
 from benchmarks.report import Table
 from m2f_lab.loss import Criterion
 from m2f_lab.structures import MaskLogits, Output, Target
+from m2f_lab.training.loop import peak_memory
 
 
 @dataclass(frozen=True)
@@ -140,25 +141,17 @@ def seconds(run: Callable[[], float], device: str) -> float:
     return time.perf_counter() - start
 
 
-def process_memory(field: str) -> int:
-    """VmRSS, what the process holds now, or VmHWM, the most it ever held. MiB"""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
-
-
 def extra_memory(name: str, size: Size, device: str) -> int:
     """Peak of one forward and backward above what was there before. MiB"""
     run = Problem(size, device).step(name)
     if device == "cuda":
-        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) >> 20
-    Problem(SMALL, device).step(name)()  # load libraries and start threads
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = process_memory("VmRSS")
+    else:
+        Problem(SMALL, device).step(name)()  # load libraries and start threads
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = peak_memory(torch.device(device))
     run()
-    return process_memory("VmHWM") - before
+    return round(1024 * (peak_memory(torch.device(device)) - before))
 
 
 def measure(options: argparse.Namespace, device: str, table: Table) -> None:

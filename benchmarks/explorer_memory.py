@@ -39,6 +39,7 @@ def measure(name: str) -> dict[str, float]:
     from m2f_lab.explore.explorer import trim_heap
     from m2f_lab.inference.predict import look
     from m2f_lab.model import build_model
+    from m2f_lab.training.loop import peak_memory
 
     torch.manual_seed(0)
     model = build_model(recipes.debug_tiny().vary(model=dict(num_queries=100, num_decoder_layers=9, num_heads=8)).model)
@@ -52,7 +53,7 @@ def measure(name: str) -> dict[str, float]:
     for _ in range(3):
         tool = tool_class(model, scene.image, *truth)
         held = memory()
-        found.setdefault("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        found.setdefault("peak", 1024 * peak_memory(torch.device("cpu")))
         found.setdefault("held", held)
         tool.close()
         found.setdefault("closed", memory())

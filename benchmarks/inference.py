@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from benchmarks import peers
 from benchmarks.peers import OURS
 from benchmarks.report import Table
+from m2f_lab.training.loop import peak_memory
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -40,7 +41,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         with peers.autocast(precision, device):
             return labeller()
 
-    seconds, peak = peers.median_seconds(label, device), peers.peak_memory(device)
+    seconds, peak = peers.median_seconds(label, device), 1024 * peak_memory(torch.device(device))
     rate = peers.matrix_product_rate(precision, device)
     return {"seconds": seconds, "peak": peak, "floor": peers.count_operations(label) / rate}
 

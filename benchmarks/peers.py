@@ -142,15 +142,6 @@ def median_seconds(work: Callable[[], object], device: str) -> float:
     return statistics.median(taken[WARM_UP:])
 
 
-def peak_memory(device: str) -> float:
-    """The most memory in use so far, in MiB: of the GPU, or resident in this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    # Not getrusage's: that one starts at what the process had that started this one.
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
 def autocast(precision: str, device: str) -> AbstractContextManager:
     return torch.autocast(device, getattr(torch, precision), enabled=precision != "float32")
 

@@ -27,6 +27,7 @@ from benchmarks.report import Table
 from m2f_lab.loss import Criterion
 from m2f_lab.recipes import OptimizationConfig
 from m2f_lab.structures import Target
+from m2f_lab.training.loop import peak_memory
 from m2f_lab.training.memory import kept_memory
 from m2f_lab.training.optimizer import build_optimizer, clipped_step
 
@@ -93,9 +94,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """One side in this process: seconds per step, and at best; MiB; the loss of the first step."""
     is_ours = options.measure == OURS
     step = (our_step if is_ours else their_step)(options)
-    with kept_memory(torch.device(options.device)) if is_ours else nullcontext():  # as `train` does
+    device = torch.device(options.device)
+    with kept_memory(device) if is_ours else nullcontext():  # as `train` does
         loss = step()
-        seconds, peak = peers.median_seconds(step, options.device), peers.peak_memory(options.device)
+        seconds, peak = peers.median_seconds(step, options.device), 1024 * peak_memory(device)
     rate = peers.matrix_product_rate(options.precision, options.device)
     return {"seconds": seconds, "peak": peak, "loss": loss, "floor": peers.count_operations(step) / rate}
 
