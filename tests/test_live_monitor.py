@@ -13,7 +13,7 @@ from PIL import Image
 
 from m2f_lab.data.colors import colorize
 from m2f_lab.explore import LiveMonitor, live_monitor
-from m2f_lab.explore.history import History, RowFile, curve_values, say_duration, terms_per_prediction, time_left
+from m2f_lab.explore.history import History, RowFile, curve_values, say_duration, time_left
 from m2f_lab.explore.live_monitor import in_notebook
 from m2f_lab.explore.snapshots import Snapshots, few_of
 from m2f_lab.training import Run, train
@@ -63,14 +63,9 @@ class FakeNotebook:
 
 def test_every_prediction_keeps_its_terms() -> None:
     kept = curve_values(step_row(3, loss=10.0))
-    assert terms_per_prediction(kept, "mask") == [1.0, 2.0]
+    assert [kept["0.mask"], kept["1.mask"]] == [1.0, 2.0]
     assert (kept["loss"], kept["memory_gib"]) == (10.0, 1.0)
     assert not {"kind", "gradient_norm"} & set(kept)  # the norm may be None, and no curve shows it
-
-
-def test_predictions_are_in_order_beyond_nine() -> None:
-    row = {f"{i}.dice": float(i) for i in reversed(range(12))}
-    assert terms_per_prediction(row, "dice") == list(range(12))
 
 
 def test_long_runs_are_averaged_not_cut() -> None:

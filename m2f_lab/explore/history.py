@@ -52,12 +52,6 @@ def curve_values(row: dict) -> dict[str, float]:
     return {name: value for name, value in row.items() if name in _FIGURES or name.partition(".")[2] in TERMS}
 
 
-def terms_per_prediction(row: dict, term: str) -> list[float]:
-    """One term of the loss, prediction by prediction: "0.mask", "1.mask", … → L values."""
-    values = {int(name.partition(".")[0]): value for name, value in row.items() if name.partition(".")[2] == term}
-    return [values[prediction] for prediction in sorted(values)]
-
-
 def _mean_row(rows: list[dict]) -> dict:
     """Averages, but the place in the run of the last one, and the peak that memory reached."""
     mean = {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[-1]}
