@@ -1,4 +1,4 @@
-"""Small parts that the pixel decoder and the transformer decoder share.
+"""Small parts that the boxes of the model share, and linear maps by the fastest product at hand for all of them.
 
 B batch, Q queries, S positions that are attended to, C channels, H/W height/width.
 """
@@ -118,8 +118,8 @@ def speed_up_linears(model: nn.Module) -> None:
 def feedforward(dim: int, hidden_dim: int) -> nn.Sequential:
     """The two-layer perceptron of a transformer layer."""
     layers = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
-    for linear in (layers[0], layers[2]):
-        nn.init.xavier_uniform_(linear.weight)
+    for layer in (layers[0], layers[2]):
+        nn.init.xavier_uniform_(layer.weight)
     return layers
 
 
