@@ -44,6 +44,8 @@ def deformable_sampling(
     if obstacle:
         announce(logging.WARNING, f"Deformable attention runs without its kernel, through grid_sample: {obstacle}.")
         return sample_by_grid(values, level_sizes, locations, weights)
+    from m2f_lab.model.deformable_kernel import sample_by_kernel  # here: it imports Triton, which is not everywhere
+
     announce(logging.INFO, "Deformable attention runs its Triton kernel.")
     return sample_by_kernel(values, level_sizes, locations, weights)
 
@@ -63,13 +65,6 @@ def obstacle_to_kernel(device: str, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return 'triton is missing (pip install "m2f_lab[triton]")'
     return None
-
-
-def sample_by_kernel(values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_sampling` on CUDA. Triton is imported where it is needed only: it is not everywhere."""
-    from m2f_lab.model.deformable_kernel import sample_by_kernel
-
-    return sample_by_kernel(values, level_sizes, locations, weights)
 
 
 def sample_by_grid(values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
