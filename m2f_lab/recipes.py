@@ -191,7 +191,7 @@ def _from_dict(kind: type, values: dict):
 
 
 # Backbones by their timm tags. Pretraining: tiny and small on ImageNet-1k at 224 pixels; base and large on ImageNet-22k
-# at 384 with window 12; SSSegmentation starts from the same weights. `published`: validation mIoU, single scale.
+# at 384 with window 12; SSSegmentation starts there, too. `published` is the official validation mIoU, single scale.
 
 _BACKBONES = {
     "swin_tiny": "swin_tiny_patch4_window7_224.ms_in1k",
