@@ -34,34 +34,50 @@ def point_of(locations, weights, index, present, height, width):
 
 
 @triton.jit
+def block_of_program(S, Q, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """What a program computes: its positions, its channels, the bags of points, and where its head's values begin."""
+    head, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, WIDE)[None, :]  # a power of two, as wide as DIM at least
+    return q, channel, (image * Q + q) * HEADS + head, (image * S * HEADS + head) * DIM
+
+
+@triton.jit
+def level_of(levels, level):
+    """Height, width and first cell."""
+    return tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1), tl.load(levels + 3 * level + 2)
+
+
+@triton.jit
+def corner_of(left, top, right_share, lower_share, near, height, width, CORNER: tl.constexpr):
+    """One of the four cells around a point: its number in the level, whether it is there, its share along x and y."""
+    column, row = left + CORNER % 2, top + CORNER // 2
+    across = right_share if CORNER % 2 else 1 - right_share
+    down = lower_share if CORNER // 2 else 1 - lower_share
+    seen = near & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return row * width + column, seen, across, down
+
+
+@triton.jit
 def sum_points(
     values, levels, locations, weights, output,
     S, Q, HEADS: tl.constexpr, DIM: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
     BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """output[q] = sum over levels and points: weight * (bilinear mean of the values of four cells)."""
-    head, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    channel = tl.arange(0, WIDE)[None, :]  # a power of two, as wide as DIM at least
-    bag = (image * Q + q) * HEADS + head
-    values += (image * S * HEADS + head) * DIM
-
+    q, channel, bag, first = block_of_program(S, Q, HEADS, DIM, BLOCK, WIDE)
+    values += first
     total = tl.zeros((BLOCK, WIDE), dtype=tl.float32)
     for level in range(LEVELS):
-        height = tl.load(levels + 3 * level)
-        width = tl.load(levels + 3 * level + 1)
-        start = tl.load(levels + 3 * level + 2)
+        height, width, start = level_of(levels, level)
         for p in tl.static_range(POINTS):
             index = (bag * LEVELS + level) * POINTS + p
             near, left, top, right_share, lower_share, weight = point_of(
                 locations, weights, index, q < Q, height, width
             )
             for corner in tl.static_range(4):
-                column, row = left + corner % 2, top + corner // 2
-                across = right_share if corner % 2 else 1 - right_share
-                down = lower_share if corner // 2 else 1 - lower_share
-                seen = near & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-                cell = (start + row * width + column)[:, None] * (HEADS * DIM) + channel
+                number, seen, across, down = corner_of(left, top, right_share, lower_share, near, height, width, corner)
+                cell = (start + number)[:, None] * (HEADS * DIM) + channel
                 value = tl.load(values + cell, mask=seen[:, None] & (channel < DIM), other=0.0).to(tl.float32)
                 total += (weight * down * across)[:, None] * value
     tl.store(output + bag[:, None] * DIM + channel, total, mask=(q < Q)[:, None] & (channel < DIM))
@@ -74,19 +90,13 @@ def sum_points_backward(
     BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The three gradients, from the dot product of the output's gradient with the value of every corner."""
-    head, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    channel = tl.arange(0, WIDE)[None, :]
-    bag = (image * Q + q) * HEADS + head
-    values += (image * S * HEADS + head) * DIM
-    values_grad += (image * S * HEADS + head) * DIM
-
+    q, channel, bag, first = block_of_program(S, Q, HEADS, DIM, BLOCK, WIDE)
+    values += first
+    values_grad += first
     present = (q < Q)[:, None] & (channel < DIM)
     grad = tl.load(output_grad + bag[:, None] * DIM + channel, mask=present, other=0.0).to(tl.float32)
     for level in range(LEVELS):
-        height = tl.load(levels + 3 * level)
-        width = tl.load(levels + 3 * level + 1)
-        start = tl.load(levels + 3 * level + 2)
+        height, width, start = level_of(levels, level)
         for p in tl.static_range(POINTS):
             index = (bag * LEVELS + level) * POINTS + p
             near, left, top, right_share, lower_share, weight = point_of(
@@ -96,11 +106,8 @@ def sum_points_backward(
             y_grad = tl.zeros((BLOCK,), dtype=tl.float32)
             weight_grad = tl.zeros((BLOCK,), dtype=tl.float32)
             for corner in tl.static_range(4):
-                column, row = left + corner % 2, top + corner // 2
-                across = right_share if corner % 2 else 1 - right_share
-                down = lower_share if corner // 2 else 1 - lower_share
-                seen = near & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-                cell = (start + row * width + column)[:, None] * (HEADS * DIM) + channel
+                number, seen, across, down = corner_of(left, top, right_share, lower_share, near, height, width, corner)
+                cell = (start + number)[:, None] * (HEADS * DIM) + channel
                 visible = seen[:, None] & (channel < DIM)
                 value = tl.load(values + cell, mask=visible, other=0.0).to(tl.float32)
                 tl.atomic_add(values_grad + cell, (weight * down * across)[:, None] * grad, mask=visible, sem="relaxed")
