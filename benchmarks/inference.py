@@ -13,8 +13,6 @@ table to benchmarks/results/inference.json.
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,24 +67,15 @@ def their_labeller(model: nn.Module, normalised: Tensor) -> Callable[[], np.ndar
     return label
 
 
-def agreement(folder: Path, small: bool) -> float:
-    """The share of an image's pixels that both sides give the same class, in float32."""
+def add_agreement(table: Table, folder: Path, small: bool) -> None:
+    """Say in what share of an image's pixels both sides give the same class, in float32."""
     ours, theirs, images = peers.load_ours(folder, small), peers.load_theirs(folder), peers.random_images(1, small)
     found, expected = our_labeller(ours, images)(), their_labeller(theirs, ours.preprocess(images))()
-    return float((found == expected).mean())
+    table.add(f"the same class in {(found == expected).mean():.1%}", *["–"] * len(peers.COLUMNS))
 
 
 def main(given: list[str] | None = None) -> None:
-    options = peers.arguments(__doc__, given)
-    if options.measure:
-        print(json.dumps(measure(options)))
-        return
-    table = Table("inference", ("one image to its label map", *peers.COLUMNS))
-    with tempfile.TemporaryDirectory() as folder:
-        peers.both_sides(__spec__.name, Path(folder), options.small, table)
-        share = agreement(Path(folder), options.small)
-        table.add(f"the same class in {share:.1%}", *["–"] * len(peers.COLUMNS))
-    table.finish()
+    peers.compare(__spec__.name, __doc__, "one image to its label map", measure, given, add_agreement)
 
 
 if __name__ == "__main__":

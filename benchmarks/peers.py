@@ -15,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -46,17 +47,6 @@ SMALL = dict(
         backbone_options=dict(embed_dim=12, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window_size=7),
     ),
 )  # fmt: skip
-
-
-def arguments(about: str, given: list[str] | None) -> argparse.Namespace:
-    """What the command line of such a benchmark takes. `measure` and what follows it is for its own processes."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a tiny model and 64 pixels: whether all of it runs")
-    parser.add_argument("--measure", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
-    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
-    return parser.parse_args(given)
 
 
 def save_peer(folder: Path, small: bool) -> None:
@@ -179,15 +169,51 @@ def compared(ours: dict, theirs: dict) -> tuple[str, ...]:
     )
 
 
-def both_sides(module: str, folder: Path, small: bool, table: Table) -> None:
-    """Check that both sides agree, then add one row to the table for each device and precision."""
-    save_peer(folder, small)
-    check_equal(folder, small)
-    for device in ("cpu", "cuda"):
-        for precision in ("float32", "bfloat16"):
-            title = f"{device}, {precision}"
-            if device == "cuda" and not torch.cuda.is_available():
-                table.add(title, *["not measured"] * 7)
-                continue
-            ours, theirs = (measure_alone(module, side, folder, precision, device, small) for side in (OURS, THEIRS))
-            table.add(title, *compared(ours, theirs))
+def arguments(about: str, given: list[str] | None) -> argparse.Namespace:
+    """What the command line of such a benchmark takes. `measure` and what follows it is for its own processes."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a tiny model and 64 pixels: whether all of it runs")
+    parser.add_argument("--measure", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
+    return parser.parse_args(given)
+
+
+def compare(
+    module: str,
+    about: str,
+    work: str,
+    measure: Callable[[argparse.Namespace], dict],
+    given: list[str] | None,
+    finish: Callable[[Table, Path, bool], None] = lambda table, folder, small: None,
+) -> None:
+    """The whole benchmark: one row for each device and precision, after a check that both sides agree.
+
+    Args:
+        module: the benchmark's own, which is started anew for each side and then only measures.
+        about: what its command line says of it.
+        work: what both sides do, at the head of the table.
+        measure: one side in this process, by its options: "seconds", "peak" in MiB and "floor".
+        given: the command line's arguments.
+        finish: adds what else the table is to say, from the peer's files.
+    """
+    options = arguments(about, given)
+    if options.measure:
+        print(json.dumps(measure(options)))
+        return
+    table = Table(module.rpartition(".")[2], (work, *COLUMNS))
+    with tempfile.TemporaryDirectory() as path:
+        folder, small = Path(path), options.small
+        save_peer(folder, small)
+        check_equal(folder, small)
+        for device in ("cpu", "cuda"):
+            for precision in ("float32", "bfloat16"):
+                title = f"{device}, {precision}"
+                if device == "cuda" and not torch.cuda.is_available():
+                    table.add(title, *["not measured"] * len(COLUMNS))
+                    continue
+                sides = (measure_alone(module, side, folder, precision, device, small) for side in (OURS, THEIRS))
+                table.add(title, *compared(*sides))
+        finish(table, folder, small)
+    table.finish()

@@ -12,18 +12,14 @@ Appends the table to benchmarks/results/training_step.json.
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.peers import OURS
-from benchmarks.report import Table
 from m2f_lab.loss import Criterion
 from m2f_lab.recipes import OptimizationConfig
 from m2f_lab.structures import Target
@@ -103,14 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def main(given: list[str] | None = None) -> None:
-    options = peers.arguments(__doc__, given)
-    if options.measure:
-        print(json.dumps(measure(options)))
-        return
-    table = Table("training_step", ("two images, 8 segments each", *peers.COLUMNS))
-    with tempfile.TemporaryDirectory() as folder:
-        peers.both_sides(__spec__.name, Path(folder), options.small, table)
-    table.finish()
+    peers.compare(__spec__.name, __doc__, "two images, 8 segments each", measure, given)
 
 
 if __name__ == "__main__":
