@@ -1,4 +1,4 @@
-// How masks are drawn over an image. mask_view.js and mask_grid.js follow this text in one module (mask_view.py).
+// How masks are drawn over an image. mask_view.js or mask_grid.js ends the module this text begins (mask_view.py).
 //
 // Masks arrive once, as stacks of uint8 [num_masks, num_channels, height, width] one after the other. `stack`, `index`
 // and `channel` choose one. A value is read bilinearly (or from its cell, if not `smooth`), looked up in a table of 256

@@ -1,4 +1,4 @@
-// All masks of a stack at once, as thumbnails. The other files of browser/ stand before this text (mask_grid.py).
+// All masks of a stack at once, as thumbnails.
 
 function render({ model, el }) {
   const listeners = new AbortController(), signal = listeners.signal;

@@ -1,4 +1,4 @@
-// One picture: masks scrubbed over an image. drawing.js and panels.js stand before this text (mask_view.py).
+// One picture: masks scrubbed over an image.
 
 function render({ model, el }) {
   const listeners = new AbortController(), signal = listeners.signal;
