@@ -123,6 +123,12 @@ def test_an_evaluation_without_a_figure_is_left_out(capsys: pytest.CaptureFixtur
     assert "mIoU" not in monitor.status()
 
 
+def test_without_a_run_it_says_so() -> None:
+    monitor = LiveMonitor()
+    assert not monitor.refresh()
+    assert monitor.follow().figure().get_suptitle().startswith("no run yet: give this to train(")
+
+
 def test_this_is_no_notebook() -> None:
     assert not in_notebook()
 

@@ -67,6 +67,7 @@ class LiveMonitor:
             raise ValueError("LiveMonitor takes several images, in a list: LiveMonitor(images=[image]).")
         self._images = [as_rgb(image) for image in images]
         self._run: Run | None = None
+        self._name = "no run yet"
         self._handle = None
         self.history = History()
         self.snapshots: Snapshots | None = None
@@ -94,6 +95,8 @@ class LiveMonitor:
 
     def refresh(self) -> bool:
         """Read what the files of the run hold by now; returns whether there was anything new."""
+        if self._run is None:
+            return False
         starts = self._rows.starts
         rows = self._rows.new_rows()
         if self._rows.starts > starts or self.snapshots is None:  # the first time, or the run goes on from a checkpoint
@@ -117,7 +120,7 @@ class LiveMonitor:
                 if self.refresh():
                     last_news = _now()
                     self._show_if_due()
-                if self._run.finished or (timeout is not None and _now() - last_news >= timeout):
+                if self._run is None or self._run.finished or (timeout is not None and _now() - last_news >= timeout):
                     break
                 _sleep(self.interval)
         except KeyboardInterrupt:
@@ -175,6 +178,8 @@ class LiveMonitor:
     def status(self) -> str:
         """One line: step, loss, mIoU, speed, memory, time left."""
         row = self.history.last_step
+        if self._run is None:
+            return f"{self._name}: give this to train(…, callbacks=[…]), or open a run with LiveMonitor.watch(folder)"
         if row is None:
             return f"{self._name}: waiting for the first step"
         left = time_left(self.history.steps, self._max_iterations)
@@ -191,6 +196,8 @@ class LiveMonitor:
         from m2f_lab.explore import plots  # not needed in a terminal
 
         shots = self.snapshots
+        if shots is None:
+            return plots.training_progress([], title=self.status())
         maps = {iteration: shots.label_maps[iteration] for iteration in few_of(sorted(shots.label_maps), STRIP)}
         return plots.training_progress(
             self.history.steps, self.history.evaluations, self.status(), shots.images, maps, shots.classes
