@@ -17,6 +17,7 @@ from m2f_lab.data.scenes import write_cityscapes
 from m2f_lab.evaluation import evaluate, format_table
 from m2f_lab.training import ProgressBar, Run, train
 from m2f_lab.training.distributed import Processes
+from m2f_lab.training.run import append_row
 from m2f_lab.training.step import Learner, seed_everything
 from tests.toy_training import (
     Recorder,
@@ -59,6 +60,13 @@ class TestRun:
     def test_best_and_last(self, whole):
         assert whole.last == whole.evaluations[-1]
         assert whole.best["mIoU"] == max(row["mIoU"] for row in whole.evaluations)
+
+    def test_an_evaluation_without_a_figure_is_not_the_best(self, tmp_path):
+        append_row(tmp_path / "metrics.jsonl", {"kind": "evaluation", "iteration": 1, "mIoU": None})
+        assert Run(tmp_path).best is None
+        append_row(tmp_path / "metrics.jsonl", {"kind": "evaluation", "iteration": 2, "mIoU": 3.0})
+        append_row(tmp_path / "metrics.jsonl", {"kind": "evaluation", "iteration": 3, "mIoU": None})
+        assert Run(tmp_path).best["iteration"] == 2
 
     def test_the_best_weights_are_those_of_the_best_evaluation(self, root, tmp_path, monkeypatch):
         """The first of equals; and not those of a later, worse one."""

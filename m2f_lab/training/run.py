@@ -73,8 +73,9 @@ class Run:
 
     @property
     def best(self) -> dict | None:
-        """The evaluation with the highest mIoU, whose weights are kept; None before the first."""
-        return max(self.evaluations, key=lambda row: row[METRIC], default=None)  # the first of equals
+        """The evaluation with the highest mIoU, whose weights are kept; None before the first that has one."""
+        measured = [row for row in self.evaluations if row[METRIC] is not None]
+        return max(measured, key=lambda row: row[METRIC], default=None)  # the first of equals
 
     @property
     def iteration(self) -> int:
