@@ -298,6 +298,13 @@ def test_the_model_may_see_the_image_smaller() -> None:
     assert explorer.views["mask"].image_size == [160, 120]
 
 
+def test_an_output_of_another_image_is_refused() -> None:
+    other = toy_output(image_size=(32, 48))
+    with pytest.raises(ValueError, match="made of an image of 48 × 32 pixels, not of 96 × 64"):
+        QueryExplorer.from_output(other, some_image())
+    assert QueryExplorer.from_output(other, some_image(), shortest_edge=32).image.shape == (64, 96, 3)
+
+
 def test_bad_images_are_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         QueryExplorer(lambda *_, **__: toy_output(), "missing.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -14,7 +14,10 @@ import ipywidgets
 from m2f_lab.explore.links import Links, Trait
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from m2f_lab.explore.mask_view import MaskView
+    from m2f_lab.structures import Output
 
 
 class Explorer(ipywidgets.VBox):
@@ -111,6 +114,25 @@ class HeadChoice:
     def head(self, head: int | None) -> None:
         check_range("head", 0 if head is None else head, len(self.head_menu.options) - 1)
         self.head_menu.index = 0 if head is None else head + 1
+
+
+def recalled(output: Output) -> Callable[..., Output]:
+    """A model that has seen one image, and repeats what it said of it.
+
+    Raises, when it is called:
+        ValueError: the image is of another size.
+    """
+
+    def repeat(images: Tensor, **options) -> Output:
+        given, seen = (f"{width} × {height}" for height, width in (images.shape[2:], output.image_size))
+        if given != seen:
+            raise ValueError(
+                f"The output was made of an image of {seen} pixels, not of {given}. Pass the one that it was made of, "
+                "and shortest_edge and longest_edge where that was resized for the model."
+            )
+        return output
+
+    return repeat
 
 
 def trim_heap() -> None:

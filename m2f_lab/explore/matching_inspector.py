@@ -23,6 +23,7 @@ from m2f_lab.explore.explorer import (
     controls,
     menu,
     pictures,
+    recalled,
     share_slider,
     slider,
 )
@@ -149,10 +150,13 @@ class MatchingInspector(LayerChoice, Explorer):
         Args:
             output: one, or several by name.
             image, target: as above.
-            options: of MatchingInspector, but for the sizes.
+            options: of MatchingInspector.
+
+        Raises:
+            ValueError: an output was made of an image of another size.
         """
         outputs = output if isinstance(output, Mapping) else {"": output}
-        return cls({name: lambda images, made=made: made for name, made in outputs.items()}, image, target, **options)
+        return cls({name: recalled(made) for name, made in outputs.items()}, image, target, **options)
 
     @classmethod
     def from_run(

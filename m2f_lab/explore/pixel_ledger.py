@@ -16,7 +16,7 @@ from PIL import Image
 
 from m2f_lab.data import Classes
 from m2f_lab.explore.captions import Caption, Table
-from m2f_lab.explore.explorer import Explorer, controls, menu, pictures, share_slider
+from m2f_lab.explore.explorer import Explorer, controls, menu, pictures, recalled, share_slider
 from m2f_lab.explore.labels import Labels, class_labels, known_classes
 from m2f_lab.explore.ledger import Ledger, ledger_at, mask_probability_rows
 from m2f_lab.explore.mask_drawing import label_table
@@ -118,8 +118,15 @@ class PixelLedger(Explorer):
 
     @classmethod
     def from_output(cls, output: Output, image: np.ndarray, **options) -> PixelLedger:
-        """The ledger of an output that is there already, made of this image; `options` are `classes` and `width`."""
-        return cls(lambda images: output, image, **options)
+        """The ledger of an output that is there already, made of this image.
+
+        Args:
+            options: of PixelLedger.
+
+        Raises:
+            ValueError: the output was made of an image of another size.
+        """
+        return cls(recalled(output), image, **options)
 
     def _make_views(self, scores: np.ndarray, width: int) -> dict[str, MaskView]:
         names = self.classes.names

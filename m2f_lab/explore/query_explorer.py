@@ -23,6 +23,7 @@ from m2f_lab.explore.explorer import (
     head_menu,
     menu,
     pictures,
+    recalled,
     share_slider,
     slider,
 )
@@ -109,9 +110,12 @@ class QueryExplorer(LayerChoice, HeadChoice, Explorer):
         """Explore an output that is there already, made of this image with `return_intermediates=True`.
 
         Args:
-            options: `classes` and `width`.
+            options: of QueryExplorer.
+
+        Raises:
+            ValueError: the output was made of an image of another size.
         """
-        return cls(lambda images, return_intermediates: output, image, **options)
+        return cls(recalled(output), image, **options)
 
     def _make_controls(self) -> None:
         trace = self.trace

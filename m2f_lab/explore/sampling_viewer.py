@@ -21,6 +21,7 @@ from m2f_lab.explore.explorer import (
     layer_slider,
     menu,
     pictures,
+    recalled,
     share_slider,
 )
 from m2f_lab.explore.mask_view import MaskView
@@ -124,11 +125,13 @@ class SamplingViewer(HeadChoice, Explorer):
 
         Args:
             output: one, or several by name.
-            options: `width`.
+            options: of SamplingViewer.
+
+        Raises:
+            ValueError: an output was made of an image of another size.
         """
         outputs = output if isinstance(output, Mapping) else {"": output}
-        models = {name: lambda images, return_intermediates, made=made: made for name, made in outputs.items()}
-        return cls(models, image, **options)
+        return cls({name: recalled(made) for name, made in outputs.items()}, image, **options)
 
     # ------------------------------------------------------------------------------------------------------ the state
 
