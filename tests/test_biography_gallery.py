@@ -121,6 +121,8 @@ def test_the_gallery_is_driven() -> None:
     assert gallery.views["heat"].index == 4
     with pytest.raises(ValueError, match="no query 5; they are numbered 0…4"):
         gallery.query = 5
+    with pytest.raises(ValueError, match="limit must be at least 1, or None for all queries, got 0"):
+        gallery.figure(limit=0)
     with pytest.raises(traitlets.TraitError, match="There is no order 'age'"):
         gallery.sort = "age"
 

@@ -234,6 +234,9 @@ def test_a_click_chooses_the_query_that_contributes_most_now(tool: Counterfactua
     assert tool.query == tool.winner(x, y) == first
     tool.apply(Mute(first))
     assert tool.winner(x, y) == winner() != first
+    for place, name in (((-1, y), "column -1"), ((x, 10**4), "row 10000")):
+        with pytest.raises(ValueError, match=f"There is no {name}; they are numbered 0…"):
+            tool.winner(*place)
 
 
 def test_everything_is_linked_in_the_browser(tool: CounterfactualExplorer) -> None:

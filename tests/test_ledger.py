@@ -59,6 +59,12 @@ def test_a_pixel_outside_is_named(x: int, y: int) -> None:
         ledger_at(toy_output(), x, y)
 
 
+def test_a_pixel_is_in_whole_numbers() -> None:
+    with pytest.raises(TypeError, match=r"both whole numbers, got \(1.5, 2\)"):
+        some_ledger().choose(1.5, 2)
+    assert some_ledger().choose(*np.array([1, 2])).x == 1
+
+
 def test_no_gradient_is_recorded() -> None:
     output = toy_output()
     output.class_logits[-1].requires_grad_()

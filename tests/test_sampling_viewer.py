@@ -340,6 +340,8 @@ def test_the_figure_has_a_panel_per_model_and_layer(monkeypatch: pytest.MonkeyPa
     assert np.array_equal(location, sampled.location)
     with pytest.raises(ValueError, match="no layer 4"):
         viewer.figure(layers=[4])
+    with pytest.raises(ValueError, match="layers is empty; name at least one of 1…3"):
+        viewer.figure(layers=[])
 
 
 def test_a_saved_page_knows_a_grid_of_places(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

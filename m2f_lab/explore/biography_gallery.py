@@ -128,6 +128,8 @@ class BiographyGallery(Explorer):
         """
         from m2f_lab.explore import plots  # a second to import, and most galleries are never printed
 
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, or None for all queries, got {limit}.")
         biographies, names = self.biographies, main_class_names(self.biographies)
         panels = {}
         for query in self.views["gallery"].order[:limit]:

@@ -187,8 +187,14 @@ class CounterfactualExplorer(Explorer):
         self.controls.query.value = int(np.flatnonzero(self.order == query)[0])
 
     def winner(self, x: int, y: int) -> int:
-        """The query that contributes most to the class that a pixel has now."""
+        """The query that contributes most to the class that a pixel has now.
+
+        Raises:
+            ValueError: the pixel is outside the image.
+        """
         (height, width), (cover_x, cover_y) = self.replay.image.shape[:2], self.replay.coverage
+        check_range("column", x, width)
+        check_range("row", y, height)
         with torch.inference_mode():
             masks = self.output.masks[-1].float()
             place = torch.tensor([[[(x + 0.5) / width / cover_x, (y + 0.5) / height / cover_y]]])

@@ -9,6 +9,7 @@ follows MaskFormer, Cheng et al. 2021, section 3.4). A ledger lists the summands
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -81,8 +82,11 @@ def ledger_at(
         masks: of `mask_probability_rows` with the same arguments, where it is at hand.
 
     Raises:
+        TypeError: x or y is no whole number.
         ValueError: the pixel is outside the image.
     """
+    if not (isinstance(x, Integral) and isinstance(y, Integral)):
+        raise TypeError(f"A pixel is a column and a row, both whole numbers, got ({x}, {y}).")
     masks = mask_probability_rows(output, index, size) if masks is None else masks
     height, width = masks.size
     if not (0 <= x < width and 0 <= y < height):

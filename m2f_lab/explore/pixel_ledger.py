@@ -151,6 +151,7 @@ class PixelLedger(Explorer):
         """Open the account of a pixel, as a click does.
 
         Raises:
+            TypeError: x or y is no whole number.
             ValueError: the pixel is outside the image.
         """
         if self.ledger is not None and (self.ledger.x, self.ledger.y) == (x, y):

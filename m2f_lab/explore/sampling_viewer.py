@@ -240,6 +240,8 @@ class SamplingViewer(HeadChoice, Explorer):
         from m2f_lab.explore import plots  # a second to import, and most viewers are never printed
 
         layers, head = [self.layer] if layers is None else layers, self.head if head is None else head
+        if len(layers) == 0:
+            raise ValueError(f"layers is empty; name at least one of 1…{self._trace.num_layers}, or None.")
         heads = slice(None) if head is None else slice(head, head + 1)
         check_range("head", head or 0, self._trace.num_heads)
         panels = {}
