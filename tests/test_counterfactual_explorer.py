@@ -301,10 +301,10 @@ def test_the_table_says_what_each_class_gained_or_lost() -> None:
     before, after = np.array([[0, 0, 0, 1]]), np.array([[0, 1, 1, 1]])
     truth = np.array([[0, 0, 1, 255]], np.uint8)
     shown = change_caption(compare_label_maps(before, after, 4, truth), CLASSES)
-    assert shown.text == "2 of 4 pixels changed (50.0%)"
+    assert shown.text == "2 of 4 pixels changed (50.0 %)"
     assert shown.table.rows == (
-        ("road", "75.0%", "25.0%", "−50.0", "66.7", "50.0"),
-        ("sky", "25.0%", "75.0%", "+50.0", "0.0", "50.0"),
+        ("road", "75.0 %", "25.0 %", "−50.0", "66.7", "50.0"),
+        ("sky", "25.0 %", "75.0 %", "+50.0", "0.0", "50.0"),
     )
     assert len(change_caption(compare_label_maps(before, after, 4), CLASSES).table.header) == 4
     same = change_caption(compare_label_maps(before, before, 4), CLASSES)

@@ -17,6 +17,7 @@ from PIL import Image
 from m2f_lab.data import Classes, colorize, overlay
 from m2f_lab.data.colors import difference, perceived
 from m2f_lab.explore import plots
+from m2f_lab.explore.labels import percent
 
 CLASSES = Classes(
     names=("road", "sky", "car", "tree"),
@@ -148,7 +149,7 @@ def test_sampling_points_are_pixels_with_areas_by_weight() -> None:
         np.testing.assert_allclose(dots.get_sizes(), 10 + 1500 * weights[:, level].reshape(-1))
     shares = weights.sum((0, 2)) / 2
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert texts == [f"stride {s}: {share:.0%}" for s, share in zip((32, 16, 8), shares, strict=True)]
+    assert texts == [f"stride {s}: {percent(share)}" for s, share in zip((32, 16, 8), shares, strict=True)]
     (cross,) = ax.lines
     assert cross.get_xydata().tolist() == [[10.0, 12.0]]
 

@@ -18,7 +18,7 @@ from PIL import Image
 from m2f_lab import recipes
 from m2f_lab.data import Classes
 from m2f_lab.explore import QueryExplorer, plots, query_views
-from m2f_lab.explore.labels import class_labels
+from m2f_lab.explore.labels import class_labels, percent
 from m2f_lab.explore.query_trace import (
     grid_size,
     pool,
@@ -208,7 +208,7 @@ def test_the_grid_shows_every_query_in_three_orders() -> None:
     assert (np.diff(areas) <= 0).all()
     label = trace.class_probabilities[2, order[1]].argmax()
     assert grid.labels[2][1] == (
-        f"{order[1]} {explorer.labels[label][0]} {trace.class_probabilities[2, order[1], label]:.0%}"
+        f"{order[1]} {explorer.labels[label][0]} {percent(trace.class_probabilities[2, order[1], label])}"
     )
     grid.stack, grid.index = 2, 1
     expected = F.adaptive_avg_pool2d(torch.from_numpy(trace.masks[2, order[1]])[None], grid.mask.shape)[0]
@@ -263,7 +263,7 @@ def test_words_say_what_happened() -> None:
 def test_menu_entries_are_sorted_and_name_the_best_class() -> None:
     probabilities = np.array([[0.1, 0.2, 0.0, 0.0, 0.7], [0.5, 0.2, 0.0, 0.0, 0.3]])
     options = query_options(probabilities, rank_queries(probabilities), class_labels(CLASSES, 4))
-    assert options == [("query 1 · road 50%", 1), ("query 0 · sky 20% (no object)", 0)]
+    assert options == [("query 1 · road 50 %", 1), ("query 0 · sky 20 % (no object)", 0)]
 
 
 def test_class_names() -> None:

@@ -88,8 +88,8 @@ def change_caption(change: LabelChange, classes: Classes) -> Caption:
     rows = [
         [
             classes.names[k],
-            f"{before[k] / total:.1%}",
-            f"{now[k] / total:.1%}",
+            f"{100 * before[k] / total:.1f} %",
+            f"{100 * now[k] / total:.1f} %",
             _signed(100 * (now - before)[k] / total),
         ]
         for k in order.tolist()
@@ -102,7 +102,7 @@ def change_caption(change: LabelChange, classes: Classes) -> Caption:
         for row, k in zip(rows, order.tolist(), strict=True):
             row += [_percent(change.iou_before[k]), _percent(change.iou_after[k])]
     return Caption(
-        text=f"{change.num_changed} of {total} pixels changed ({change.share_changed:.1%})",
+        text=f"{change.num_changed} of {total} pixels changed ({100 * change.share_changed:.1f} %)",
         table=Table(tuple(header), tuple(tuple(row) for row in rows)),
     )
 

@@ -60,7 +60,7 @@ class LabelChange:
         return sorted(((old, new, int(self.moved[old, new])) for old, new in pairs), key=lambda flow: -flow[2])
 
     def __repr__(self) -> str:
-        return f"LabelChange({self.num_changed} of {self.moved.sum()} pixels, {self.share_changed:.1%})"
+        return f"LabelChange({self.num_changed} of {self.moved.sum()} pixels, {100 * self.share_changed:.1f} %)"
 
 
 def compare_label_maps(

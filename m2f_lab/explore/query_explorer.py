@@ -27,7 +27,7 @@ from m2f_lab.explore.explorer import (
     share_slider,
     slider,
 )
-from m2f_lab.explore.labels import class_labels
+from m2f_lab.explore.labels import class_labels, percent
 from m2f_lab.explore.offline import Control, save_page
 from m2f_lab.explore.query_trace import over_image, rank_queries, top_classes, trace_queries
 from m2f_lab.explore.query_views import make_views, query_options
@@ -179,7 +179,7 @@ class QueryExplorer(LayerChoice, HeadChoice, Explorer):
         check_range("query", query, trace.num_queries)
         check_range("head", 0 if head is None else head, trace.num_heads)
         label, probability = top_classes(trace.class_probabilities[layer, query], 1)[0]
-        title = f"Query {query}, layer {layer}: {self.labels[label][0]} {probability:.0%}"
+        title = f"Query {query}, layer {layer}: {self.labels[label][0]} {percent(probability)}"
         if layer == 0:
             return plots.masks(self.image, trace.masks[:1, query], [title], width=4.0)
         weights = trace.attention[layer - 1][query]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from m2f_lab.explore.captions import Caption
-from m2f_lab.explore.labels import Labels
+from m2f_lab.explore.labels import Labels, percent
 from m2f_lab.explore.mask_grid import MaskGrid
 from m2f_lab.explore.mask_view import MaskView
 from m2f_lab.explore.query_trace import QueryTrace, pool, top_classes, with_mean
@@ -53,7 +53,7 @@ def query_options(probabilities: np.ndarray, order: np.ndarray, labels: Labels) 
     for query in order.tolist():
         best = int(probabilities[query, :-1].argmax())
         unlikely = probabilities[query, -1] > probabilities[query, best]
-        text = f"query {query} · {labels[best][0]} {probabilities[query, best]:.0%}"
+        text = f"query {query} · {labels[best][0]} {percent(probabilities[query, best])}"
         entries.append((text + " (no object)" if unlikely else text, query))
     return entries
 
@@ -121,7 +121,7 @@ def grid_labels(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[li
     """Number, likeliest class and its probability of every query. L × Q"""
     return [
         [
-            f"{query} {labels[label][0]} {probability:.0%}"
+            f"{query} {labels[label][0]} {percent(probability)}"
             for query in order.tolist()
             for label, probability in top_classes(probabilities[query], 1)
         ]

@@ -31,7 +31,7 @@ def label_change(
     panels = {
         "before": overlay(image, before, classes, 0.65),
         "after": overlay(image, after, classes, 0.65),
-        f"{changed.mean():.1%} of the pixels changed": difference,
+        f"{100 * changed.mean():.1f} % of the pixels changed": difference,
     }
     for ax, (name, picture) in zip(axes, panels.items(), strict=False):
         ax.imshow(picture, interpolation="nearest")

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from m2f_lab.explore.labels import percent
 from m2f_lab.explore.matching import kept_share
 from m2f_lab.explore.plots.theme import HEAT, PALETTE, SMALL, TITLE, NotebookFigure, dress
 
@@ -92,7 +93,7 @@ def _over_layers(ax: Axes, chosen: np.ndarray, prediction: int) -> None:
         weight = "bold" if layer == prediction else "normal"
         text = "–" if query < 0 else str(query)
         ax.text(layer, segment, text, ha="center", va="center", fontsize=SMALL, fontweight=weight)
-    kept = ["", *("–" if np.isnan(share) else f"{share:.0%}" for share in kept_share(chosen))]
+    kept = ["", *("–" if np.isnan(share) else percent(share) for share in kept_share(chosen))]
     ax.set_xticks(range(len(chosen)), [f"{layer}\n{share}" for layer, share in enumerate(kept)], fontsize=SMALL)
     ax.set_xlabel("layer\n(share that kept its query)", fontsize=SMALL)
     ax.set_title("query by layer", fontsize=TITLE)

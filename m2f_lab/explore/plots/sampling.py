@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from m2f_lab.explore.labels import percent
 from m2f_lab.explore.plots.theme import PALETTE, SMALL, TITLE, picture_grid
 
 Sampled = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -67,7 +68,7 @@ def _dots(ax: Axes, sampled: Sampled, size: tuple[int, int], scale: float) -> No
         area = weights[:, level].reshape(-1)
         ax.scatter(
             x, y, s=scale**2 * (10 + 1500 * area), color=PALETTE[level], alpha=0.75, edgecolors="white",
-            linewidths=0.6 * scale, label=f"stride {stride}: {area.sum() / len(points):.0%}",
+            linewidths=0.6 * scale, label=f"stride {stride}: {percent(area.sum() / len(points))}",
         )  # fmt: skip
     ax.plot(
         *(location * (breadth, height)), marker="+", markersize=16 * scale, markeredgewidth=2.5 * scale,
