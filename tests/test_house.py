@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "m2f_lab"
 
 FLOORS = (
-    ("structures", "recipes"),
+    ("structures", "recipes", "products"),
     ("data", "loss", "inference"),
     ("model",),
     ("weights", "evaluation"),
