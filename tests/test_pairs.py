@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from m2f_lab.loss import pairs as pairs_module
 from m2f_lab.loss.criterion import dice_loss, mask_loss
 from m2f_lab.loss.pairs import SharedPoints, pair_losses
-from m2f_lab.loss.points import PointReader, UncertainShare, kth_smallest, shared_points
+from m2f_lab.loss.points import PointReader, UncertainShare, kth_nearest_to_zero, shared_points
 from m2f_lab.structures import sample_points
 
 C, SIZE = 3, (6, 9)
@@ -42,18 +43,36 @@ def test_pixels_without_points_get_nothing():
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
+def assert_kth_nearest_to_zero(table: Tensor, k: int) -> None:
+    kth, smaller, equal = kth_nearest_to_zero(table, k)
+    expected = table.abs().sort(dim=0).values[k - 1]
+    assert torch.equal(kth, expected)
+    assert smaller.tolist() == (table.abs() < expected).sum(0).tolist()
+    assert equal.tolist() == (table.abs() == expected).sum(0).tolist()
+
+
 @pytest.mark.parametrize("count", [1, 40, 5000])
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.9, 1.0])
-def test_the_kth_smallest_is_that_of_sorted_rows(count, share):
-    rows = torch.randn(4, count)
+def test_the_kth_is_that_of_sorted_columns(count, share):
     k = max(1, int(share * count))
-    assert torch.equal(kth_smallest(rows, k), rows.sort(dim=1).values[:, k - 1])
+    assert_kth_nearest_to_zero(torch.randn(count, 4), k)
+    assert_kth_nearest_to_zero(torch.randint(-9, 9, (count, 4)).float(), k)
+    assert_kth_nearest_to_zero(torch.randn(count, 1).expand(count, 3) * torch.tensor([0, 1, 1e30]), k)
 
 
-def test_a_sample_that_misleads_is_noticed():
-    rows = torch.rand(2, 3200) + 1
-    rows[:, ::32] = 0
-    assert torch.equal(kth_smallest(rows, 1600), rows.sort(dim=1).values[:, 1599])
+@pytest.mark.parametrize("misleading", [0, 9])
+def test_a_sample_that_misleads_is_noticed(misleading):
+    table = torch.rand(3200, 2) + 1
+    table[::32] = misleading
+    assert_kth_nearest_to_zero(table, 1600)
+
+
+def test_only_what_lies_around_the_kth_is_sorted(monkeypatch):
+    partition, sorted_at_once = np.partition, []
+    monkeypatch.setattr(np, "partition", lambda x, *rest: sorted_at_once.append(x.shape[-1]) or partition(x, *rest))
+    for k in (2000, 5000, 19_000):
+        assert_kth_nearest_to_zero(torch.randn(20_000, 30), k)
+    assert max(sorted_at_once) < 20_000 / 10
 
 
 def test_the_weights_take_the_least_certain_points():
@@ -93,8 +112,8 @@ def problem(num_segments: tuple[int, ...] = (3, 0, 2), share: float = 0.75) -> t
     shared = []
     for number in num_segments:
         points, *numbers = shared_points(20, 3.0, share, like=features)
-        truth = torch.rand(len(points), number, dtype=torch.float64)
-        shared.append(SharedPoints(PointReader.at(points, SIZE), truth, *numbers))
+        truth = torch.rand(number, len(points), dtype=torch.float64)
+        shared.append(SharedPoints(PointReader.at(points, SIZE), truth.clone, *numbers))
     return features, embeddings, segments, counts, shared
 
 
@@ -113,7 +132,7 @@ def by_autograd(features, embeddings, segments, counts, shared) -> tuple[Tensor,
                     torch.arange(points.num_candidates, len(logits)),
                 ]
             )
-            x, t = logits[chosen][None], points.truth[chosen, number][None]
+            x, t = logits[chosen][None], points.read_truth()[number, chosen][None]
             results.append(torch.cat([mask_loss(x, t), dice_loss(x, t)]))
     return tuple(torch.stack(results).unbind(1))
 
@@ -159,7 +178,7 @@ def test_huge_logits_have_a_loss_and_a_gradient():
 
 def in_float32(points: SharedPoints) -> SharedPoints:
     reader = PointReader(points.reader.pixels, points.reader.weights.float(), points.reader.num_pixels)
-    return SharedPoints(reader, points.truth.float(), points.num_candidates, points.num_uncertain)
+    return SharedPoints(reader, points.read_truth().float().clone, points.num_candidates, points.num_uncertain)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from m2f_lab.loss.points import random_points, sample_segments
+from m2f_lab.loss.points import random_points, sample_all_segments, sample_segments, top_to_bottom
 from m2f_lab.structures import IGNORE, Target, sample_points
 
 PADDED = (20, 28)
@@ -96,6 +96,25 @@ def test_shared_points_are_the_same_points_for_every_segment():
     shared = sample_segments(target, segments, points, PADDED)
     assert torch.equal(shared, sample_segments(target, segments, points.expand(5, -1, -1), PADDED))
     assert torch.equal(shared, sample_segments(Target(target.labels, masks=target.dense()), segments, points, PADDED))
+
+
+@pytest.mark.parametrize("num_segments", [0, 5, 255])
+def test_all_segments_are_read_as_each_by_itself(num_segments):
+    id_map = torch.randint(0, num_segments + 1, (17, 23))
+    id_map[id_map == num_segments] = 255
+    target = Target.from_id_map(id_map.to(torch.uint8), torch.arange(num_segments))
+    points = awkward_points(1, torch.float32)
+    expected = sample_segments(target, torch.arange(num_segments), points, PADDED)
+    assert torch.equal(sample_all_segments(target, points[0], PADDED), expected)
+    as_masks = Target(target.labels, masks=target.dense())
+    assert torch.equal(sample_all_segments(as_masks, points[0], PADDED), expected)
+
+
+def test_points_from_top_to_bottom_are_the_same_points():
+    points = torch.rand(1000, 2)
+    ordered = top_to_bottom(points)
+    assert sorted(ordered.tolist()) == sorted(points.tolist())
+    assert (ordered[1:, 1] - ordered[:-1, 1]).min() > -1 / 256
 
 
 def test_a_vote_of_four_pixels():

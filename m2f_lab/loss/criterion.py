@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from m2f_lab.loss.matcher import Matcher, Matching, in_float32
 from m2f_lab.loss.pairs import SharedPoints, pair_losses
-from m2f_lab.loss.points import PointReader, sample_segments, shared_points
+from m2f_lab.loss.points import PointReader, sample_all_segments, sample_segments, shared_points
 from m2f_lab.structures import MaskLogits, Output, Target, sample_points
 
 
@@ -168,9 +169,8 @@ class Criterion:
         points, *numbers = shared_points(
             self.num_points, self.oversample_ratio, self.importance_sample_ratio, like=features
         )
-        segments = torch.arange(target.num_segments, device=features.device)
-        truth = sample_segments(target, segments, points.unsqueeze(0), output.padded_size)  # (T, P)
-        return SharedPoints(PointReader.at(points, output.masks[0].size), truth.T.contiguous(), *numbers)
+        read_truth = partial(sample_all_segments, target, points, output.padded_size)  # → (T, P)
+        return SharedPoints(PointReader.at(points, output.masks[0].size), read_truth, *numbers)
 
 
 def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from m2f_lab.loss.points import PointReader, random_points, rows_at_once, sample_segments
+from m2f_lab.loss.points import PointReader, random_points, rows_at_once, sample_all_segments, top_to_bottom
+from m2f_lab.products import linear_product
 from m2f_lab.structures import MaskLogits, Output, Target
 
 
@@ -118,17 +119,16 @@ class Matcher:
         features = output.masks[0].features
         if points is None:
             points = random_points(len(targets), self.num_points, like=features)
+            points = [top_to_bottom(of_image) for of_image in points]
         class_logits = torch.stack(output.class_logits, dim=1)  # (B, L, Q, K+1)
         embeddings = torch.stack([masks.embeddings for masks in output.masks], dim=1)  # (B, L, Q, C)
 
         terms = []
         with torch.autocast(features.device.type, enabled=False):
             for image, target in enumerate(targets):
-                here = slice(image, image + 1)
                 # A wrong label would be an unexplained crash on a GPU; it is reported after the transfer instead.
                 labels = target.labels.long().clamp(0, output.num_classes - 1)
-                segments = torch.arange(target.num_segments, device=features.device)
-                truth = sample_segments(target, segments, points[here], output.padded_size)  # (T, P)
+                truth = sample_all_segments(target, points[image], output.padded_size)  # (T, P)
                 # Sampling commutes with the product: the features are read once for all L × Q masks.
                 pixels = features[image].flatten(1).T.contiguous()  # (H*W, C)
                 nearby = PointReader.at(points[image], features.shape[2:]).read(pixels).T  # (C, P)
@@ -156,23 +156,25 @@ def mask_costs(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Ten
     """
     stacked = embeddings.flatten(0, 1)  # (L*Q, C)
     num_segments, num_points = truth.shape
+    # The share of a mask in all points comes out of the same product as its overlap with the segments.
+    segments = torch.cat([truth, truth.new_ones(1, num_points)])  # (T+1, P)
     # At most a hundred tiles: each multiplies `certainty` by numbers in [1/2, 1].
     step = min(max(rows_at_once(len(stacked), truth.device), -(-num_points // 100)), num_points)
-    logits, positive = stacked.new_empty(2, len(stacked), step)
-    certainty = torch.ones_like(logits)
-    linear = cover = overlap = 0.0
-    for some_features, some_truth in zip(features.split(step, dim=1), truth.split(step, dim=1), strict=True):
-        x, buffer = (table[:, : some_truth.shape[1]] for table in (logits, positive))  # (L*Q, p)
-        torch.mm(stacked, some_features, out=x)
+    positive = stacked.new_empty(len(stacked), step)
+    certainty = torch.ones_like(positive)
+    linear = overlap = 0.0
+    for some_features, some_segments in zip(features.split(step, dim=1), segments.split(step, dim=1), strict=True):
+        buffer, product = (table[:, : some_segments.shape[1]] for table in (positive, certainty))  # (L*Q, p)
+        x = linear_product(stacked, some_features.T)
         linear = linear + torch.clamp(x, min=0, out=buffer).sum(1, keepdim=True)
         probability = x.sigmoid_()
-        cover = cover + probability.sum(1, keepdim=True)
-        overlap = overlap + probability @ some_truth.T  # (L*Q, T)
-        certainty[:, : some_truth.shape[1]] *= probability.sub_(0.5).abs_().add_(0.5)  # max(p, 1 - p)
+        overlap = overlap + linear_product(some_segments, probability)  # (T+1, L*Q)
+        product *= probability.sub_(0.5).abs_().add_(0.5)  # max(p, 1 - p)
+    overlap, cover = overlap.T.split([num_segments, 1], dim=1)  # (L*Q, T), (L*Q, 1)
     # softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t: one product instead of two, and that of x commutes with
     # the one that makes x. And softplus(x) = max(x, 0) - log max(p, 1 - p): one logarithm for many points.
     empty_loss = linear - certainty.log_().sum(1, keepdim=True)  # cross-entropy if nothing were there
-    agreement = stacked @ (truth @ features.T).T
+    agreement = stacked @ linear_product(truth, features).T
     cross_entropy = (empty_loss - agreement) / num_points
     dice = 1 - (2 * overlap + 1) / (cover + truth.sum(1) + 1)
     shape = (*embeddings.shape[:2], num_segments)

@@ -11,7 +11,7 @@ is kept between forward and backward, where it is computed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from m2f_lab.loss.points import PointReader, UncertainShare, rows_at_once
+from m2f_lab.products import linear_product
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,21 @@ class SharedPoints:
 
     Attributes:
         reader: of the mask features, at the candidates first, then at the points that every pair takes
-        truth: share of each segment at each point. [P, T]
+        read_truth: gives the share of each segment at each point [T, P], once forward and once backward: what is read
+            again need not be kept
         num_candidates: how many of the points are candidates
         num_uncertain: how many of the candidates each pair takes
     """
 
     reader: PointReader
-    truth: Tensor
+    read_truth: Callable[[], Tensor]
     num_candidates: int
     num_uncertain: int
 
     @property
     def num_points(self) -> int:
         """At how many points a pair is compared."""
-        return self.num_uncertain + len(self.truth) - self.num_candidates
+        return self.num_uncertain + len(self.reader.pixels) - self.num_candidates
 
     def choose(self, logits: Tensor) -> UncertainShare:
         """Each pair's choice among the candidates. [P, M]"""
@@ -61,10 +63,12 @@ class SharedPoints:
         """
         rows = rows_at_once(max(logits.shape[1], 1), logits.device)
         parts = [self.num_candidates, len(logits) - self.num_candidates]
-        for part, truths, is_candidate in zip(logits.split(parts), self.truth.split(parts), (True, False), strict=True):
+        for part, truths, is_candidate in zip(
+            logits.split(parts), self.read_truth().T.split(parts), (True, False), strict=True
+        ):
             for x, truth in zip(part.split(rows), truths.split(rows), strict=True):
                 weights = choice.weights(x) if is_candidate else x.new_ones(1, 1)
-                yield x, truth.index_select(1, segments), weights
+                yield x, truth.contiguous().index_select(1, segments), weights
 
 
 class PairLosses(torch.autograd.Function):
@@ -78,7 +82,7 @@ class PairLosses(torch.autograd.Function):
         for points, pixels, own, numbers in zip(
             shared, features.flatten(2), embeddings.split(counts), segments.split(counts), strict=True
         ):
-            logits = points.reader.read(pixels.T @ own.T)  # (P, m)
+            logits = points.reader.read(linear_product(own, pixels.T).T.contiguous())  # (P, m)
             choice = points.choose(logits)
             cross_entropy = cover = size = overlap = 0.0
             for x, truth, weights in points.tiles(logits, numbers, choice):
@@ -113,14 +117,14 @@ class PairLosses(torch.autograd.Function):
                 *(part.split(ctx.counts) for part in parts),
                 strict=True,
             ):
-                logits = points.reader.read(pixels.T @ own.T)  # (P, m)
+                logits = points.reader.read(linear_product(own, pixels.T).T.contiguous())  # (P, m)
                 for x, truth, weights in points.tiles(logits, numbers, UncertainShare(limit, at_limit)):
                     probability = x.sigmoid()
-                    torch.sub(probability, truth, out=x).mul_(grad / points.num_points)
-                    probability.addcmul_(probability, probability, value=-1)  # p (1 - p) = d p / d x
-                    x.addcmul_(probability, torch.addcmul(level, truth, tilt)).mul_(weights)
+                    by_probability = torch.addcmul(level, truth, tilt)  # d dice / d p
+                    torch.ops.aten.sigmoid_backward(by_probability, probability, grad_input=x)
+                    x.add_(probability.sub_(truth).mul_(grad / points.num_points)).mul_(weights)
                 grad_masks = points.reader.spread(logits)  # (H*W, m)
-                torch.mm(grad_masks.T, pixels.T, out=grad_own)
+                grad_own.copy_(linear_product(pixels, grad_masks.T).T)
                 torch.mm(own.T, grad_masks.T, out=grad_pixels)
         return grad_features, grad_embeddings, None, None, None
 

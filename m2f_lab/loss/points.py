@@ -49,7 +49,13 @@ def shared_points(
     num_uncertain = int(num_points * importance_sample_ratio)
     num_candidates = int(num_points * oversample_ratio) if num_uncertain else 0
     points = random_points(1, num_candidates + num_points - num_uncertain, like)[0]
-    return points, num_candidates, num_uncertain
+    parts = points.split([num_candidates, len(points) - num_candidates])
+    return torch.cat([top_to_bottom(part) for part in parts]), num_candidates, num_uncertain
+
+
+def top_to_bottom(points: Tensor) -> Tensor:
+    """Points in another order, in which neighbours read the same pixels: five times as fast. [P, 2] → [P, 2]"""
+    return points[(points[:, 1] * 256).short().argsort(stable=True)]
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,21 @@ class PointReader:
     def at(cls, points: Tensor, size: tuple[int, int]) -> PointReader:
         """Read maps of `size` at points (x, y) in [0, 1] of the image. [P, 2]"""
         height, width = size
-        x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5  # pixel centres are at whole numbers
-        left, top = x.floor(), y.floor()
-        right_weight, lower_weight = x - left, y - top
-        pixels, weights = [], []
-        for row, row_weight in ((top, 1 - lower_weight), (top + 1, lower_weight)):
-            for column, column_weight in ((left, 1 - right_weight), (left + 1, right_weight)):
-                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-                pixels.append((row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).int())
-                weights.append(row_weight * column_weight * inside)
-        return cls(torch.stack(pixels, dim=1), torch.stack(weights, dim=1), height * width)
+
+        def along(positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+            """The two pixels around each position on one axis, and their weights. [P] → [2, P], [2, P]"""
+            positions = positions * length - 0.5  # pixel centres are at whole numbers
+            first = positions.floor()
+            behind = positions - first
+            pixels = torch.stack([first, first + 1])
+            inside = (pixels >= 0) & (pixels < length)
+            return pixels.clamp_(0, length - 1).int(), torch.stack([1 - behind, behind]) * inside
+
+        columns, column_weights = along(points[:, 0], width)
+        rows, row_weights = along(points[:, 1], height)
+        pixels = (rows * width).unsqueeze(1) + columns  # (2, 2, P)
+        weights = row_weights.unsqueeze(1) * column_weights
+        return cls(*(votes.flatten(0, 1).T.contiguous() for votes in (pixels, weights)), height * width)
 
     def read(self, maps: Tensor) -> Tensor:
         """Bilinear samples, zero outside the image, as `sample_points`. [H*W, N] → [P, N]"""
@@ -100,30 +111,60 @@ class PointReader:
             return values.new_empty(self.num_pixels, 0)
         pixels, order = self.pixels.flatten().sort(stable=True)
         first = torch.searchsorted(pixels, torch.arange(self.num_pixels, dtype=pixels.dtype, device=pixels.device))
-        weights = self.weights.flatten()[order]
-        return F.embedding_bag(order // 4, values, first, per_sample_weights=weights, mode="sum")
+        weights = self.weights.flatten().index_select(0, order)
+        return F.embedding_bag(order >> 2, values, first, per_sample_weights=weights, mode="sum")
 
 
-def kth_smallest(rows: Tensor, k: int) -> Tensor:
-    """The k-th smallest number of each row, k from 1. [M, P] → [M]
+def kth_nearest_to_zero(table: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k-th smallest absolute value of each column, k from 1; how many are smaller, and how many equal.
 
-    On a CPU, what is clearly too large is sorted out first, by comparing with a number that a sample of the row
-    suggests; if the sample has misled, the whole row is searched. Half the time of a selection among all.
+    On a CPU, a sample of the rows suggests where it lies, counting what is below corrects the suggestion, and only the
+    one or two hundredths of the numbers that lie around it are sorted. Where the sample has misled, the whole column is
+    searched. Half the time of a selection among all, and no second table is made.
+
+    Args:
+        table: [P, N]
+
+    Returns:
+        Each [N].
 
     Source: Floyd and Rivest 1975, "Expected time bounds for selection".
     """
-    if rows.device.type != "cpu":
-        return rows.kthvalue(k, dim=1).values
-    rows = rows.numpy()
-    sample = rows[:, ::32]
-    share, size = k / rows.shape[1], sample.shape[1]
-    rank = min(int(size * share + 3 * (size * share * (1 - share)) ** 0.5) + 1, size - 1)  # three deviations too large
-    limits = np.partition(sample, rank, axis=1)[:, rank]
-    result = np.empty(len(rows), rows.dtype)
-    for i, (row, limit) in enumerate(zip(rows, limits, strict=True)):
-        near = row.compress(row <= limit)
-        result[i] = np.partition(near if len(near) >= k else row, k - 1)[k - 1]
-    return torch.from_numpy(result)
+    if table.device.type != "cpu" or table.numel() == 0:
+        table = table.abs()
+        kth = table.kthvalue(k, dim=0).values
+        return kth, (table < kth).sum(0), (table == kth).sum(0)
+    num_rows, num_columns = table.shape
+    tiles = table.split(rows_at_once(num_columns, table.device))
+    sample = table[::32].abs().T.contiguous()  # (N, P / 32)
+    size, share = sample.shape[1], k / num_rows
+    deviations = 3 * (size * share * (1 - share)) ** 0.5 + 1
+    ranks = [min(max(int(size * share + d), 0), size - 1) for d in (-deviations, 0, deviations)]
+    low, middle, high = torch.from_numpy(np.partition(sample, ranks)[:, ranks]).unbind(1)  # (N)
+    step = (high - low) * (size / (num_rows * max(ranks[2] - ranks[0], 1)))  # from one number to the next
+    # Comparing in place gives numbers at once, five times as fast as booleans that are converted.
+    missing = k - sum(tile.abs().lt_(middle).sum(0) for tile in tiles)
+    centre = middle + missing * step
+    margin = (0.4 * missing.abs() + 4 * missing.abs().sqrt() + 16) * step  # four deviations of what we know by now
+    low, high = centre - margin, centre + margin
+
+    values, columns, below = [], [], 0.0
+    for tile in tiles:
+        magnitude = tile.abs()
+        near = torch.from_numpy(np.flatnonzero((magnitude >= low) & (magnitude <= high)))
+        values.append(magnitude.flatten().index_select(0, near))
+        columns.append(near % num_columns)
+        below = below + magnitude.lt_(low).sum(0)
+    columns, by_column = torch.cat(columns).int().sort(stable=True)
+    ends = columns.bincount(minlength=num_columns).cumsum(0)[:-1]
+    values = np.split(torch.cat(values)[by_column].numpy(), ends)
+    results = []
+    for column, (some, smaller) in enumerate(zip(values, below.int().tolist(), strict=True)):
+        if not smaller < k <= smaller + len(some):
+            some, smaller = table[:, column].abs().numpy(), 0
+        kth = np.partition(some, k - smaller - 1)[k - smaller - 1]
+        results.append((kth, smaller + np.count_nonzero(some < kth), np.count_nonzero(some == kth)))
+    return tuple(torch.from_numpy(np.array(results, values[0].dtype)).unbind(1))
 
 
 @dataclass(frozen=True)
@@ -144,21 +185,21 @@ class UncertainShare:
     @classmethod
     def of(cls, logits: Tensor, k: int) -> UncertainShare:
         """The k of P candidates whose logits are nearest to 0. [P, N]"""
-        chosen = []
-        for part in logits.split(rows_at_once(len(logits), logits.device), dim=1):
-            certainty = part.abs().T.contiguous()  # (n, P), a row for each map
-            threshold = kth_smallest(certainty, k)
-            below = torch.lt(certainty, threshold.unsqueeze(1), out=torch.empty_like(certainty)).sum(1)
-            share = (k - below) / (certainty.le_(threshold.unsqueeze(1)).sum(1) - below)
-            chosen.append(torch.stack([threshold, share]))
-        return cls(*torch.cat(chosen, dim=1))
+        threshold, below, equal = kth_nearest_to_zero(logits, k)
+        return cls(threshold, (k - below) / equal)
 
     def weights(self, logits: Tensor) -> Tensor:
         """1 below the threshold, `share` at it, 0 above. [P, N] → [P, N]"""
-        # Comparing in place gives numbers at once, five times as fast as booleans that are converted.
-        below = logits.abs()
-        not_above = below.clone().le_(self.threshold)
-        return torch.lerp(below.lt_(self.threshold), not_above, self.share)
+        certainty = logits.abs()
+        if not self.tied:
+            return certainty.le_(self.threshold)
+        not_above = certainty.clone().le_(self.threshold)
+        return torch.lerp(certainty.lt_(self.threshold), not_above, self.share)
+
+    @property
+    def tied(self) -> bool:
+        """Whether points share a place; taken for granted where asking would mean to wait for the device."""
+        return self.share.device.type != "cpu" or bool((self.share != 1).any())
 
 
 @torch.no_grad()
@@ -177,24 +218,14 @@ def sample_segments(target: Target, segments: Tensor, points: Tensor, padded_siz
     Returns:
         Share of each segment at each point, in [0, 1]. [M, P]
     """
-    height, width = target.size
-    # Pixel centres are at whole numbers. Whatever lies beyond the ground truth is read from the border around it.
-    x = (points[..., 0] * padded_size[1] - 0.5).clamp(-1, width)
-    y = (points[..., 1] * padded_size[0] - 0.5).clamp(-1, height)
-    left, top = x.floor(), y.floor()
-    x, y = x - left, y - top  # (M or 1, P), weights of the right and of the lower pixels
-
-    border = (1, 2, 1, 2)  # one pixel before, and two behind, where the upper left pixel may already be outside
-    stride = width + 3
-    first = (top.int() + 1) * stride + (left.int() + 1)
+    x, y, first, stride = _votes(target, points, padded_size)  # (M or 1, P)
     if target.id_map is not None:
-        pixels = F.pad(target.id_map, border, value=IGNORE)
+        pixels = F.pad(target.id_map, BORDER, value=IGNORE).flatten()
         wanted = segments.to(pixels.dtype).unsqueeze(1)  # (M, 1)
     else:
-        pixels = F.pad(target.masks, border)
-        first = first + segments.unsqueeze(1) * (stride * (height + 3))
+        pixels = F.pad(target.masks, BORDER).flatten()
+        first = first + segments.unsqueeze(1) * (stride * (target.size[0] + 3))
         wanted = True
-    pixels = pixels.flatten()
 
     def vote(offset: int) -> Tensor:
         return pixels[offset:].index_select(0, first.flatten()).view_as(first) == wanted
@@ -205,3 +236,48 @@ def sample_segments(target: Target, segments: Tensor, points: Tensor, padded_siz
         + y * (1 - x) * vote(stride)
         + y * x * vote(stride + 1)
     )  # fmt: skip
+
+
+@torch.no_grad()
+def sample_all_segments(target: Target, points: Tensor, padded_size: tuple[int, int]) -> Tensor:
+    """Read all segments at the same points: `sample_segments` for all of 0…T-1, whose arguments it takes.
+
+    Where there is an id map, each pixel knows which segment its vote is for, so that nobody asks all the others.
+
+    Args:
+        points: [P, 2]
+
+    Returns:
+        [T, P]
+    """
+    count = target.num_segments
+    if target.id_map is None:
+        return sample_segments(target, torch.arange(count, device=points.device), points.unsqueeze(0), padded_size)
+    x, y, first, stride = _votes(target, points, padded_size)  # (P)
+    pixels = F.pad(target.id_map, BORDER, value=IGNORE).flatten()
+    shares = points.new_zeros(count + 1, len(points))  # the last row is for pixels without a segment
+    column = torch.arange(len(points), device=points.device)
+    for offset, weight in (
+        (0, (1 - y) * (1 - x)), (1, (1 - y) * x), (stride, y * (1 - x)), (stride + 1, y * x)
+    ):  # fmt: skip
+        row = pixels[offset:].index_select(0, first).long().clamp_(max=count)
+        shares.view(-1).scatter_add_(0, row * len(points) + column, weight)  # one vote for each point at a time
+    return shares[:count]
+
+
+BORDER = (1, 2, 1, 2)  # one pixel before, and two behind, where the upper left pixel may already be outside
+
+
+def _votes(target: Target, points: Tensor, padded_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Which pixels of the ground truth with its `BORDER` vote at points [..., P, 2], and with which weights.
+
+    Returns:
+        Weights of the right and of the lower pixels [..., P]; index of the upper left pixel [..., P]; length of a row.
+    """
+    height, width = target.size
+    # Pixel centres are at whole numbers. Whatever lies beyond the ground truth is read from the border around it.
+    x = (points[..., 0] * padded_size[1] - 0.5).clamp(-1, width)
+    y = (points[..., 1] * padded_size[0] - 0.5).clamp(-1, height)
+    left, top = x.floor(), y.floor()
+    stride = width + sum(BORDER[:2])
+    return x - left, y - top, (top.int() + 1) * stride + (left.int() + 1), stride
