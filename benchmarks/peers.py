@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import Table
 from m2f_lab.model import Mask2Former, ModelConfig, build_model
-from m2f_lab.model.layers import HAS_ONEDNN, linear
+from m2f_lab.model.layers import linear
+from m2f_lab.products import HAS_ONEDNN
 from m2f_lab.weights import load_weights
 
 REPEATS, WARM_UP = 5, 1

@@ -8,15 +8,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2f_lab.model.layers import (
-    HAS_ONEDNN,
     Attention,
     Linear,
+    in_strips,
     linear,
     recomputed,
     sine_positions,
     speed_up_linears,
 )
 from m2f_lab.model.pixel_decoder import EncoderLayer, PixelDecoder
+from m2f_lab.products import HAS_ONEDNN
 from m2f_lab.recipes import ModelConfig
 
 
@@ -146,6 +147,22 @@ def kept_by(function):
 
 
 DECODER = ModelConfig(num_classes=3, hidden_dim=64, mask_dim=64, encoder_feedforward_dim=112, num_encoder_layers=1)
+
+
+def test_strips_give_the_same_numbers(monkeypatch):
+    monkeypatch.setattr("m2f_lab.model.layers.STRIP", 100)
+    x, weight, sizes = torch.randn(37, 5, requires_grad=True), torch.randn(5, 5, requires_grad=True), []
+
+    def function(rows):
+        sizes.append(len(rows))
+        return (rows @ weight).tanh()
+
+    strips, whole = in_strips(function, x, width=20), (x @ weight).tanh()
+    assert sum(sizes) == 37
+    assert max(sizes) * 20 <= 100
+    torch.testing.assert_close(strips, whole)
+    gradients = [torch.autograd.grad(y.square().sum(), (x, weight)) for y in (strips, whole)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_an_encoder_layer_keeps_no_hidden_features():

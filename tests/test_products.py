@@ -15,3 +15,5 @@ def test_it_is_the_product(monkeypatch, has_onednn, dtype, rows):
     x, y = torch.randn(5, 3, dtype=dtype), torch.randn(3, rows, dtype=dtype).T  # in any layout
     torch.testing.assert_close(linear_product(x, y), x @ y.T)
     torch.testing.assert_close(linear_product(y, x), y @ x.T)
+    bias = torch.randn(5, dtype=dtype)
+    torch.testing.assert_close(linear_product(y, x, bias), y @ x.T + bias)

@@ -29,7 +29,7 @@ def test_gradients_are_those_of_the_published_code(size, block):
     theirs = copy.deepcopy(ours)
     x = torch.randn(2, *size, ours.dim, dtype=torch.float64)
     found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
-    outputs = ours._attn(found), window_attention_as_published(theirs, expected)
+    outputs = ours._attend(found), window_attention_as_published(theirs, theirs.norm1(expected))
     torch.testing.assert_close(*outputs)
     gradient = torch.randn_like(x)
     for output in outputs:
@@ -98,12 +98,14 @@ def test_stochastic_depth_draws_what_timm_draws():
 
 
 def timms_forward(block, x):
-    x = x + block.drop_path1(block._attn(block.norm1(x)))
+    x = x + block.drop_path1(block._attend(x))
     return x + block.drop_path2(block.mlp(block.norm2(x)))
 
 
-def test_hidden_features_are_kept_once():
-    """Neither the result of GELU nor, with it, twice the widest array of a block."""
+@pytest.mark.parametrize(("few_channels", "times"), [(0, 1), (128, 0)])
+def test_hidden_features_are_kept_once_at_most(monkeypatch, few_channels, times):
+    """Never beside the result of GELU; and where there are few channels, not at all."""
+    monkeypatch.setattr(swin, "FEW_CHANNELS", few_channels)
     block = small_backbone().network.layers[0].blocks[0]
     x = torch.randn(1, 14, 14, block.dim)
     kept = {}
@@ -115,7 +117,7 @@ def test_hidden_features_are_kept_once():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = block(x.requires_grad_())
     wide = [t for t in kept.values() if t.numel() == x.numel() * 4 and t.shape[-1] == 4 * block.dim]
-    assert len(wide) == 1
+    assert len(wide) == times
     output.sum().backward()
     assert all(p.grad is not None for p in block.parameters())
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from m2f_lab.products import linear_product, onednn_multiplies
+
 
 def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Tensor:
     """Fixed position embeddings: sines and cosines of y in the first half of the channels, of x in the second.
@@ -46,6 +48,24 @@ def recomputed(function: Callable[..., Tensor], *arguments) -> Tensor:
     return checkpoint(function, *arguments, use_reentrant=False) if torch.is_grad_enabled() else function(*arguments)
 
 
+STRIP = 2**22  # numbers
+
+
+def in_strips(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
+    """Apply a function of single rows to a strip of them at a time, if it widens them and they are on a CPU.
+
+    What it computes in between is soon freed again. Tables as wide as that for the whole batch seldom find room among
+    what is kept, and the process grows for them; strips of 16 MiB find room anywhere.
+
+    Args:
+        function: [n, C] → [n, D]
+        rows: [N, C]
+        width: numbers per row at the function's widest.
+    """
+    count = -(-len(rows) // max(STRIP // width, 1)) if rows.device.type == "cpu" else 1
+    return torch.cat([function(strip) for strip in rows.tensor_split(count)]) if count > 1 else function(rows)
+
+
 class _Kept(torch.autograd.Function):
     """Keeps what the backward pass of a linear map needs, before the map is computed: see `recomputed`."""
 
@@ -62,16 +82,12 @@ class _Kept(torch.autograd.Function):
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """A linear map by oneDNN's matrix product. [N, C] → [N, D]
-
-    For float32 PyTorch asks MKL, which on an AMD CPU reaches between half and nine tenths of oneDNN's rate on the long,
-    narrow products of a transformer. The gradient of the weight is the one product that MKL computes as fast.
-    """
+    """A linear map by oneDNN's matrix product; the gradient of the weight MKL computes as fast. [N, C] → [N, D]"""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, keepers: list) -> Tensor:
         ctx.keepers = keepers
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return linear_product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -80,20 +96,16 @@ class _OneDnnLinear(torch.autograd.Function):
         of_x, (_, of_weight, of_bias, _) = ctx.keepers[0].needs_input_grad[0], ctx.needs_input_grad
         gradient = gradient.contiguous()
         return (
-            torch.ops.mkldnn._linear_pointwise(gradient, weight.t(), None, "none", [], "") if of_x else None,
+            linear_product(gradient, weight.t()) if of_x else None,
             gradient.t() @ x if of_weight else None,
             gradient.sum(0) if of_bias else None,
             None,
         )
 
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` by the fastest matrix product at hand; equal to it but for rounding. [..., C] → [..., D]"""
-    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    if not (HAS_ONEDNN and plain and x.numel()):
+    if not onednn_multiplies(x, weight) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     rows, keepers = x.reshape(-1, x.shape[-1]), []
     if torch.is_grad_enabled():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m2f_lab.model.deformable_attention import DeformableAttention
-from m2f_lab.model.layers import feedforward, recomputed, sine_positions
+from m2f_lab.model.layers import feedforward, in_strips, recomputed, sine_positions
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.structures import resize
 
@@ -32,13 +32,14 @@ class EncoderLayer(nn.Module):
         self, features: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Features [B, S, C] in and out; also where they looked and how much, see `DeformableAttention`."""
-        attended, locations, weights = self.attention(features + positions, features, reference_points, level_sizes)
-        features = self.feedforward_norm(recomputed(self._add_perceptron, features + attended))
-        return features, locations, weights
+        attended, locations, weights = self.attention(features, positions, reference_points, level_sizes)
+        rows = (features + attended).flatten(0, 1)  # (B * S, C)
+        rows = in_strips(lambda strip: recomputed(self._add_perceptron, strip), rows, self.feedforward[0].out_features)
+        return self.feedforward_norm(rows.view_as(features)), locations, weights
 
-    def _add_perceptron(self, features: Tensor) -> Tensor:
-        features = self.attention_norm(features)
-        return features + self.feedforward(features)
+    def _add_perceptron(self, rows: Tensor) -> Tensor:
+        rows = self.attention_norm(rows)
+        return rows + self.feedforward(rows)
 
 
 class PixelDecoder(nn.Module):

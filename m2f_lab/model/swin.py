@@ -10,8 +10,8 @@ O(1). `PaddedFirst` restores the official order; weights load unchanged. What ma
   place: at 512 × 512 that is a quarter of the tokens of an average block.
 - Padding, shift, cut and the split into heads are one gather. Every token appears once: its gradient is a gather, too.
 - An image whose branch stochastic depth drops goes without: nothing is computed only to be multiplied by zero.
-- GELU, the attention weights and the perceptron's norm are computed a second time in the backward pass instead of being
-  kept: they are wide and cheap.
+- GELU, the attention weights and both norms are computed a second time in the backward pass instead of being kept: they
+  are wide and cheap. So are the hidden features of the first stage, where a product has few channels to sum over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from m2f_lab.model.layers import recomputed
+from m2f_lab.model.layers import in_strips, recomputed
+
+FEW_CHANNELS = 128  # of the first stage of Swin-T, -S and -B
 
 
 class PaddedFirst(SwinTransformerBlock):
@@ -35,16 +37,15 @@ class PaddedFirst(SwinTransformerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] → [B, H, W, C]"""
-        x = add_branch(x, lambda kept: self._attn(self.norm1(kept)), self.drop_path1)
+        x = add_branch(x, self._attend, self.drop_path1)
         return add_branch(x, self._perceptron, self.drop_path2)
 
-    def _attn(self, x: Tensor) -> Tensor:
-        """Attention within shifted windows. [B, H, W, C] → [B, H, W, C]"""
-        batch, height, width, channels = x.shape
+    def _attend(self, x: Tensor) -> Tensor:
+        """Normalisation and attention within shifted windows. [B, H, W, C] → [B, H, W, C]"""
+        batch, height, width, _ = x.shape
         heads = self.attn.num_heads
         windows = cut_windows((batch, height, width), self.window_size, self.shift_size, heads, x.device)
-        tokens = torch.cat([x.reshape(-1, channels), x.new_zeros(1, channels)])  # the last one is all the padding
-        rows = self.attn.qkv(tokens).unflatten(1, (3 * heads, -1)).flatten(0, 1)  # ((B * S + 1) * 3 * heads, D)
+        rows = recomputed(self._to_rows, x.flatten(0, 2)).unflatten(1, (3 * heads, -1)).flatten(0, 1)
         rows = IntoWindows.apply(rows, windows)
         query, key, value = rows.view(3, batch, -1, heads, windows.num_tokens, rows.shape[1])
         dropout = self.attn.attn_drop.p if self.training else 0.0
@@ -53,11 +54,21 @@ class PaddedFirst(SwinTransformerBlock):
         tokens = OutOfWindows.apply(attended.flatten(0, 3), windows).view(batch, height, width, -1)
         return self.attn.proj_drop(self.attn.proj(tokens))
 
-    def _perceptron(self, x: Tensor) -> Tensor:
-        return recomputed(self._after_hidden, recomputed(self._to_hidden, x)).view_as(x)
+    def _to_rows(self, tokens: Tensor) -> Tensor:
+        """Query, key and value of all tokens [B * S, C], and of one more that is all the padding."""
+        return self.attn.qkv(F.pad(self.norm1(tokens), (0, 0, 0, 1)))
 
-    def _to_hidden(self, x: Tensor) -> Tensor:
-        return self.mlp.fc1(self.norm2(x).flatten(1, 2))
+    def _perceptron(self, x: Tensor) -> Tensor:
+        rows = in_strips(self._perceptron_of_rows, x.flatten(0, 2), self.mlp.fc1.out_features)
+        return rows.view_as(x)
+
+    def _perceptron_of_rows(self, rows: Tensor) -> Tensor:
+        if rows.shape[1] <= FEW_CHANNELS:
+            return recomputed(lambda: self._after_hidden(self._to_hidden(rows)))
+        return recomputed(self._after_hidden, recomputed(self._to_hidden, rows))
+
+    def _to_hidden(self, rows: Tensor) -> Tensor:
+        return self.mlp.fc1(self.norm2(rows))
 
     def _after_hidden(self, hidden: Tensor) -> Tensor:
         return self.mlp.drop2(self.mlp.fc2(self.mlp.norm(self.mlp.drop1(self.mlp.act(hidden)))))

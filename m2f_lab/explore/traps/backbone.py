@@ -32,7 +32,7 @@ def features_of_swin(bench: Bench, attend: Callable) -> Finding:
     """Features at stride 8 with `attend` as the attention of every block, beside those of the library."""
     swin, images = small_swin(), bench.model.preprocess(bench.images(0)).cpu()
     expected = swin(images)[1]
-    with patch.object(PaddedFirst, "_attn", attend):
+    with patch.object(PaddedFirst, "_attend", attend):
         return distance(bench, expected, swin(images)[1])
 
 
@@ -52,6 +52,11 @@ def as_in_the_file(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def shifted_first(self: PaddedFirst, x: Tensor) -> Tensor:
+    """timm's own attention."""
+    return SwinTransformerBlock._attn(self, self.norm1(x))
+
+
 def padded_before_normalising(self: Mask2Former, images: Tensor) -> Tensor:
     """Zeros in the raw image are black; after normalising, zero is the mean colour."""
     height, width = images.shape[2:]
@@ -66,8 +71,8 @@ BACKBONE = (
         "published checkpoint, pads first. Weights load without a complaint and mean something else.",
         question="Where in the image will features differ: everywhere, or along two edges?",
         unit="features off by up to {} %",
-        right=PaddedFirst._attn,
-        broken=SwinTransformerBlock._attn,
+        right=PaddedFirst._attend,
+        broken=shifted_first,
         measure=features_of_swin,
         guarded_by="tests/test_backbone.py::test_swin_pads_before_the_shift",
     ),
