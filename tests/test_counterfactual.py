@@ -154,7 +154,7 @@ def test_muting_from_a_layer_on_equals_dropping_the_row_there(model, replay: Rep
             level = (layer - 1) % 3
             blocked, _ = attention_blocked(embeddings, memory.mask_features[level])
             queries, *_ = decoder.layers[layer - 1](
-                queries, decoder.query_positions[kept], memory.features[level], memory.positions[level], blocked
+                queries, decoder.query_positions[kept], memory.features[level], memory.keys[level], blocked
             )
             class_logits, embeddings = decoder.predict(queries)
             assert torch.equal(output.class_logits[layer][:, kept], class_logits)
@@ -252,7 +252,7 @@ def test_a_painted_row_is_what_the_layer_sees(model, replay: Replay) -> None:
     memory, decoder = replay._memory, model.transformer_decoder
     with torch.inference_mode():
         queries, *_ = decoder.layers[1](
-            seen(replay.output, 1, "queries")[None], decoder.query_positions, memory.features[1], memory.positions[1],
+            seen(replay.output, 1, "queries")[None], decoder.query_positions, memory.features[1], memory.keys[1],
             blocked[None],
         )  # fmt: skip
     assert torch.equal(seen(output, 2, "queries"), queries[0])

@@ -51,10 +51,9 @@ def test_gradients(inputs):
 def test_offsets_are_pixels_of_the_level_they_point_into():
     """The trap: dividing by (H, W) instead of (W, H), or by the query's level instead of the sampled one."""
     attention = DeformableAttention(dim=32, num_heads=4, num_levels=3, num_points=2)
-    queries = torch.zeros(1, 1, 32)
-    features = torch.randn(1, sum(h * w for h, w in SIZES), 32)
-    centre = torch.tensor([[0.5, 0.5]])
-    _, locations, weights = attention(queries, features, centre, SIZES)
+    features, positions = torch.randn(2, 1, sum(h * w for h, w in SIZES), 32)
+    centre = torch.full((features.shape[1], 2), 0.5)
+    _, locations, weights = attention(features, positions[0], centre, SIZES)
     for level, (height, width) in enumerate(SIZES):
         offset = (locations[0, 0, 0, level, 1] - 0.5) * torch.tensor([width, height])
         torch.testing.assert_close(offset, torch.tensor([2.0, 0.0]))  # head 0 looks right; point 1 two pixels far
@@ -68,10 +67,15 @@ def test_locations_and_weights_explain_the_output():
     attention = DeformableAttention(dim=32, num_heads=4, num_levels=3, num_points=2).double()
     torch.nn.init.normal_(attention.sampling_offsets.weight)
     torch.nn.init.normal_(attention.attention_weights.weight)
-    features = torch.randn(1, sum(h * w for h, w in SIZES), 32, dtype=torch.float64)
+    features, positions = torch.randn(2, 1, sum(h * w for h, w in SIZES), 32, dtype=torch.float64)
     points = torch.rand(features.shape[1], 2, dtype=torch.float64)
-    output, locations, weights = attention(features, features, points, SIZES)
+    output, locations, weights = attention(features, positions[0], points, SIZES)
     torch.testing.assert_close(weights.sum(dim=(3, 4)), torch.ones_like(weights[..., 0, 0]))
+    expected = attention.attention_weights(features + positions).unflatten(2, (4, -1)).softmax(dim=3)
+    torch.testing.assert_close(weights.flatten(3), expected)
+    pixels = torch.tensor([(w, h) for h, w in SIZES], dtype=torch.float64)[:, None]
+    offsets = (locations - points[:, None, None, None]) * pixels
+    torch.testing.assert_close(offsets.flatten(2), attention.sampling_offsets(features + positions))
     values = attention.value_projection(features).unflatten(2, (4, 8))
     expected = naive_sampling(values, SIZES, locations, weights)
     torch.testing.assert_close(output, attention.output_projection(expected.flatten(2)))

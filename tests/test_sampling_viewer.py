@@ -71,7 +71,7 @@ def test_the_points_explain_what_the_module_computed(stride: int) -> None:
     """Read every level at the points shown, weigh, project: this is the encoder layer's own result at that position."""
     model, heard = some_model(num_encoder_layers=2), []
     for layer in model.pixel_decoder.layers:
-        layer.attention.register_forward_hook(lambda module, given, result: heard.append((given[1], result[0])))
+        layer.attention.register_forward_hook(lambda module, given, result: heard.append((given[0], result[0])))
     pixels = torch.from_numpy(some_image()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         output = model(pixels, return_intermediates=True)

@@ -217,7 +217,7 @@ class Replay:
             before.queries[:, rows],
             decoder.query_positions[rows],
             memory.features[level],
-            memory.positions[level],
+            memory.keys[level],
             blocked[:, rows],
             return_weights=weights is not None,
         )

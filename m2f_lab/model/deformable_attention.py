@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2f_lab.model.deformable_bags import sample_by_bags
+from m2f_lab.model.layers import linear, recomputed
 
 
 def deformable_sampling(
@@ -115,13 +116,13 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self, queries: Tensor, features: Tensor, reference_points: Tensor, level_sizes: list[tuple[int, int]]
+        self, features: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attend.
 
         Args:
-            queries: what decides where to look: features plus positions. [B, S, C]
             features: what is looked at. [B, S, C]
+            positions: their embeddings; features plus positions decide where to look. [S, C]
             reference_points: (x, y) in [0, 1] of every position. [S, 2]
             level_sizes: height and width of each level.
 
@@ -130,14 +131,25 @@ class DeformableAttention(nn.Module):
             their weights [B, S, heads, L, P], which sum to 1 over L and P.
         """
         values = self.value_projection(features).unflatten(2, (self.num_heads, -1))  # (B, S, heads, D)
-        offsets = self.sampling_offsets(queries).unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
+        offsets, scores = self.aim(features, positions)
         # Offsets are in pixels of the level they point into. What is the same for all points is written out for each of
         # them: a CPU then runs along L * P * 2 numbers at a time, not along 2, which is nine times as fast.
         pixels = reference_points.new_tensor([(width, height) for height, width in level_sizes])  # (L, 2)
         pixels = pixels[:, None].repeat(1, self.num_points, 1)  # (L, P, 2)
         centres = reference_points[:, None, None, None].repeat(1, 1, *pixels.shape[:2], 1)  # (S, 1, L, P, 2)
         locations = torch.addcdiv(centres, offsets, pixels)
-        weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=3)
-        weights = weights.unflatten(3, (self.num_levels, self.num_points))  # (B, S, heads, L, P)
+        weights = scores.softmax(dim=3).unflatten(3, (self.num_levels, self.num_points))  # (B, S, heads, L, P)
         attended = deformable_sampling(values, level_sizes, locations, weights)
         return self.output_projection(attended.flatten(2)), locations, weights
+
+    def aim(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Where to look: offsets [B, S, heads, L, P, 2] in pixels, and how much: scores [B, S, heads, L * P].
+
+        Both are linear maps of the same sum: one product instead of two, and the sum need not be kept.
+        """
+        maps = self.sampling_offsets, self.attention_weights
+        weight, bias = torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps])
+        both = recomputed(lambda: linear(features + positions, weight, bias))
+        offsets, scores = both.split([each.out_features for each in maps], dim=2)
+        offsets = offsets.unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
+        return offsets, scores.unflatten(2, (self.num_heads, -1))

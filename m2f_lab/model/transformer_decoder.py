@@ -34,7 +34,7 @@ class DecoderLayer(nn.Module):
         queries: Tensor,
         query_positions: Tensor,
         memory: Tensor,
-        memory_positions: Tensor,
+        memory_keys: Tensor,
         attention_blocked: Tensor,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -44,7 +44,7 @@ class DecoderLayer(nn.Module):
             queries: [B, Q, C]
             query_positions: learned; added wherever queries are compared. [Q, C]
             memory: the level's features, with its level embedding. [B, S, C]
-            memory_positions: sine embeddings. [S, C]
+            memory_keys: the same plus their positions. [B, S, C]
             attention_blocked: True where a query must not look. bool [B, Q, S]
             return_weights: also return both kinds of attention weights.
 
@@ -53,7 +53,7 @@ class DecoderLayer(nn.Module):
             [B, heads, Q, Q], or None for both.
         """
         attended, cross_weights = self.cross_attention(
-            queries + query_positions, memory + memory_positions, memory, attention_blocked, return_weights
+            queries + query_positions, memory_keys, memory, attention_blocked, return_weights
         )
         queries = self.cross_attention_norm(queries + attended)
         positioned = queries + query_positions
@@ -69,13 +69,13 @@ class Memory(NamedTuple):
     Attributes:
         sizes: height and width of each level.
         features: with their level embedding. [B, S, C] each
-        positions: sine embeddings. [S, C] each
+        keys: features plus sine embeddings, added once for all layers. [B, S, C] each
         mask_features: the mask features at the size of each level, for attention masks. [B, mask_dim, h, w] each
     """
 
     sizes: list[tuple[int, int]]
     features: list[Tensor]
-    positions: list[Tensor]
+    keys: list[Tensor]
     mask_features: list[Tensor]
 
 
@@ -123,7 +123,7 @@ class TransformerDecoder(nn.Module):
                 queries,
                 self.query_positions,
                 memory.features[level],
-                memory.positions[level],
+                memory.keys[level],
                 blocked,
                 return_weights=intermediates is not None,
             )
@@ -148,17 +148,12 @@ class TransformerDecoder(nn.Module):
         through them: the published code detaches them, too.
         """
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
-        return Memory(
-            sizes=sizes,
-            features=[
-                level.flatten(2).transpose(1, 2) + embedding
-                for level, embedding in zip(levels, self.level_embedding, strict=True)
-            ],
-            positions=[
-                sine_positions(size, level.shape[1], level.device) for size, level in zip(sizes, levels, strict=True)
-            ],
-            mask_features=[resize(mask_features.detach(), size) for size in sizes],
-        )
+        features = [
+            level.flatten(2).transpose(1, 2) + embedding
+            for level, embedding in zip(levels, self.level_embedding, strict=True)
+        ]
+        keys = [x + sine_positions(size, x.shape[2], x.device) for x, size in zip(features, sizes, strict=True)]
+        return Memory(sizes, features, keys, [resize(mask_features.detach(), size) for size in sizes])
 
     def predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [B, Q, K+1] and mask embeddings [B, Q, mask_dim]."""

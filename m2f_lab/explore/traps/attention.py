@@ -93,17 +93,16 @@ def cells_taught_by_attention(bench: Bench, bias: Callable[[Tensor, Tensor], Ten
 
 
 def divided_by_height_and_width(
-    self: DeformableAttention, queries: Tensor, features: Tensor, reference_points: Tensor, level_sizes: list
+    self: DeformableAttention, features: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The library's forward, but for the line that is marked."""
     values = self.value_projection(features).unflatten(2, (self.num_heads, -1))
-    offsets = self.sampling_offsets(queries).unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
+    offsets, scores = self.aim(features, positions)
     pixels = reference_points.new_tensor(level_sizes)  # here: (height, width), though offsets are (x, y)
     pixels = pixels[:, None].repeat(1, self.num_points, 1)
     centres = reference_points[:, None, None, None].repeat(1, 1, *pixels.shape[:2], 1)
     locations = torch.addcdiv(centres, offsets, pixels)
-    weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=3)
-    weights = weights.unflatten(3, (self.num_levels, self.num_points))
+    weights = scores.softmax(dim=3).unflatten(3, (self.num_levels, self.num_points))
     attended = deformable_sampling(values, level_sizes, locations, weights)
     return self.output_projection(attended.flatten(2)), locations, weights
 
