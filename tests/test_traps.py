@@ -31,7 +31,7 @@ RECIPE = recipes.debug_tiny().vary(
     data=dict(crop_size=(96, 160), shortest_edges=(72,), longest_edge=160, color_jitter=False, flip=False),
     loss=dict(num_points=512),
     optimization=dict(
-        max_iterations=70, learning_rate=2e-3, warmup_iterations=10, evaluate_every=70, checkpoint_every=70
+        max_iterations=150, learning_rate=2e-3, warmup_iterations=10, evaluate_every=150, checkpoint_every=150
     ),
 )
 
