@@ -4,11 +4,13 @@
     python -m benchmarks.criterion --small    a miniature, to see that everything runs
 
 Mask features of 256 channels at 128 × 128, 12544 points, ground truth of 512 × 512: id maps for ours, the boolean masks
-that it needs for the naive path. Forward and backward to class logits, mask embeddings and mask features. The product
-of embeddings and features is part of both: the published model makes dense masks of every prediction. First, matched
-pairs, losses and gradients are compared at the same points; the timed runs draw their own, so that their losses agree
-only within the noise of sampling (the table shows both). Time: median of alternating runs in one process. Memory: the
-peak above what was there before, each side in a process of its own. Appends to benchmarks/results/criterion.json.
+that it needs for the naive path. Each side gets the features in the layout in which its own pixel decoder leaves them:
+ours channels last, the published one channels first. Forward and backward to class logits, mask embeddings and mask
+features. The product of embeddings and features is part of both: the published model makes dense masks of every
+prediction. First, matched pairs, losses and gradients are compared at the same points; the timed runs draw their own,
+so that their losses agree only within the noise of sampling (the table shows both). Time: median of alternating runs in
+one process. Memory: the peak above what was there before, each side in a process of its own. Appends to
+benchmarks/results/criterion.json.
 """
 
 from __future__ import annotations
@@ -46,19 +48,21 @@ class Size:
 
 
 SMALL = Size(images=2, predictions=2, queries=9, classes=5, segments=(2, 4), channels=8, side=64, points=128)
-NAMES = ("ours", "naive")
+LAYOUTS = {"ours": torch.channels_last, "naive": torch.contiguous_format}
 
 
 class Problem:
     """Random outputs and targets; what is to be differentiated are leaves."""
 
-    def __init__(self, size: Size, device: str) -> None:
+    def __init__(self, size: Size, device: str, name: str) -> None:
         torch.manual_seed(0)
+        self.name = name
         batch, stride_4 = size.images, size.side // 4
         # Smooth features with some noise: masks with insides and outlines, as trained ones have.
         smooth = torch.randn(batch, size.channels, stride_4 // 4, stride_4 // 4, device=device)
         smooth = torch.nn.functional.interpolate(smooth, scale_factor=4, mode="bilinear")
-        features = (smooth + 0.1 * torch.randn_like(smooth)).requires_grad_()
+        noisy = smooth + 0.1 * torch.randn_like(smooth)
+        features = noisy.contiguous(memory_format=LAYOUTS[name]).requires_grad_()
         shape = (batch, size.queries)
         self.output = Output(
             [torch.randn(*shape, size.classes + 1, device=device, requires_grad=True) for _ in range(size.predictions)],
@@ -85,14 +89,14 @@ class Problem:
         masks = self.output.masks
         return [*self.output.class_logits, *(each.embeddings for each in masks), masks[0].features]
 
-    def step(self, name: str) -> Callable[[], float]:
-        """Forward and backward of one side; returns the loss."""
-        truths = [target.dense() for target in self.targets] if name == "naive" else []
+    def step(self) -> Callable[[], float]:
+        """Forward and backward of this side; returns the loss."""
+        truths = [target.dense() for target in self.targets] if self.name == "naive" else []
 
         def run() -> float:
             for leaf in self.leaves:
                 leaf.grad = None
-            if name == "ours":
+            if self.name == "ours":
                 loss = self.criterion(self.output, self.targets)["total"]
             else:
                 loss = naive.total(self.output, self.labels, truths, self.criterion)
@@ -143,11 +147,11 @@ def seconds(run: Callable[[], float], device: str) -> float:
 
 def extra_memory(name: str, size: Size, device: str) -> int:
     """Peak of one forward and backward above what was there before. MiB"""
-    run = Problem(size, device).step(name)
+    run = Problem(size, device, name).step()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Problem(SMALL, device).step(name)()  # load libraries and start threads
+        Problem(SMALL, device, name).step()()  # load libraries and start threads
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = peak_memory(torch.device(device))
     run()
@@ -156,28 +160,27 @@ def extra_memory(name: str, size: Size, device: str) -> int:
 
 def measure(options: argparse.Namespace, device: str, table: Table) -> None:
     size = SMALL if options.small else Size()
-    check_equal(Problem(replace(SMALL, segments=(3, 5)), device))
-    problem = Problem(size, device)
-    steps = {name: problem.step(name) for name in NAMES}
+    check_equal(Problem(replace(SMALL, segments=(3, 5)), device, "ours"))
+    steps = {name: Problem(size, device, name).step() for name in LAYOUTS}
     if device == "cuda" or options.small:
         for step in steps.values():
             step()
     losses = {name: step() for name, step in steps.items()}
-    times = {name: [] for name in NAMES}
+    times = {name: [] for name in LAYOUTS}
     for _ in range(options.repeats):
         for name, step in steps.items():
             times[name].append(seconds(step, device))
-    ours, theirs = (statistics.median(times[name]) for name in NAMES)
-    del problem, steps
+    ours, theirs = (statistics.median(times[name]) for name in LAYOUTS)
+    del steps
     arguments = ["--device", device, *(["--small"] if options.small else [])]
     peaks = []
-    for name in NAMES:
+    for name in LAYOUTS:
         command = [sys.executable, "-m", "benchmarks.criterion", "--memory-of", name, *arguments]
         peaks.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     note = f"median of {options.repeats}"
     table.add(f"{device}: forward and backward, {note}", f"{ours:.2f} s", f"{theirs:.2f} s", f"{theirs / ours:.1f}×")
     table.add(f"{device}: peak extra memory", *(f"{peak} MiB" for peak in peaks), f"{peaks[1] / max(peaks[0], 1):.1f}×")
-    table.add(f"{device}: loss, each with its own points", *(f"{losses[name]:.2f}" for name in NAMES), "")
+    table.add(f"{device}: loss, each with its own points", *(f"{losses[name]:.2f}" for name in LAYOUTS), "")
 
 
 def main(given: list[str] | None = None) -> None:
@@ -185,7 +188,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="a miniature that runs anywhere in a second")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the CPU, and the GPU if there is one")
-    parser.add_argument("--memory-of", choices=NAMES, help="only measure the memory of one side; used by the benchmark")
+    parser.add_argument("--memory-of", choices=tuple(LAYOUTS), help="measure the memory of one side only")
     options = parser.parse_args(given)
     if options.memory_of:
         print(extra_memory(options.memory_of, SMALL if options.small else Size(), options.device or "cpu"))

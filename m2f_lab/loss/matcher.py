@@ -209,7 +209,10 @@ def finite_predictions(output: Output) -> tuple[Tensor, Tensor]:
     """
     class_logits = torch.stack(output.class_logits, dim=1)  # (B, L, Q, K+1)
     embeddings = torch.stack([masks.embeddings for masks in output.masks], dim=1)  # (B, L, Q, C)
-    bound = embeddings.flatten(2).norm(dim=2) * output.masks[0].features.flatten(1).norm(dim=1, keepdim=True)
+    lengths = torch.linalg.vector_norm(
+        output.masks[0].features, dim=(1, 2, 3)
+    )  # as they lie: flattened, they are copied
+    bound = embeddings.flatten(2).norm(dim=2) * lengths.unsqueeze(1)
     return class_logits.isfinite().flatten(2).all(2), bound.isfinite()
 
 

@@ -82,7 +82,7 @@ class PairLosses(torch.autograd.Function):
         for points, pixels, own, numbers in zip(
             shared, features.flatten(2), embeddings.split(counts), segments.split(counts), strict=True
         ):
-            logits = points.reader.read(linear_product(own, pixels.T).T.contiguous())  # (P, m)
+            logits = points.reader.read(linear_product(pixels.T, own))  # (P, m)
             choice = points.choose(logits)
             cross_entropy = cover = size = overlap = 0.0
             for x, truth, weights in points.tiles(logits, numbers, choice):
@@ -117,14 +117,14 @@ class PairLosses(torch.autograd.Function):
                 *(part.split(ctx.counts) for part in parts),
                 strict=True,
             ):
-                logits = points.reader.read(linear_product(own, pixels.T).T.contiguous())  # (P, m)
+                logits = points.reader.read(linear_product(pixels.T, own))  # (P, m)
                 for x, truth, weights in points.tiles(logits, numbers, UncertainShare(limit, at_limit)):
                     probability = x.sigmoid()
                     by_probability = torch.addcmul(level, truth, tilt)  # d dice / d p
                     torch.ops.aten.sigmoid_backward(by_probability, probability, grad_input=x)
                     x.add_(probability.sub_(truth).mul_(grad / points.num_points)).mul_(weights)
                 grad_masks = points.reader.spread(logits)  # (H*W, m)
-                grad_own.copy_(linear_product(pixels, grad_masks.T).T)
+                torch.mm(grad_masks.T, pixels.T, out=grad_own)
                 torch.mm(own.T, grad_masks.T, out=grad_pixels)
         return grad_features, grad_embeddings, None, None, None
 
