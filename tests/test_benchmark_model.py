@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from benchmarks import peers, report
+from benchmarks import ablation, peers, report
+from m2f_lab.model import layers
 
 
 @pytest.mark.parametrize("name", ["inference", "training_step"])
@@ -36,3 +37,35 @@ def in_turn(measure):
         return measure(module, side, folder, precision, device, small)
 
     return instead
+
+
+def test_without_single_ideas_the_loss_is_the_same(tmp_path, monkeypatch):
+    """And the ideas are really left out: oneDNN multiplies, and features are recomputed, in all rows but one."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(peers, "REPEATS", 1)
+    called = {"checkpoint": [], "_OneDnnLinear": []}
+
+    def measure(name, folder, small):
+        for calls in called.values():
+            calls.append(0)
+        return ablation.measure(name, folder, small)
+
+    def counted(name, function):
+        def counting(*arguments, **options):
+            called[name][-1] += 1
+            return function(*arguments, **options)
+
+        return counting
+
+    monkeypatch.setattr(ablation, "measure_alone", measure)
+    monkeypatch.setattr(layers, "checkpoint", counted("checkpoint", layers.checkpoint))
+    monkeypatch.setattr(layers._OneDnnLinear, "apply", counted("_OneDnnLinear", layers._OneDnnLinear.apply))
+    ablation.main(["--small"])
+    (table,) = json.loads((tmp_path / "ablation.json").read_text())
+    assert len(table["rows"]) == len(ablation.WITHOUT)
+    assert len({row["loss"] for row in table["rows"]}) == 1
+    for calls, idea in (
+        (called["checkpoint"], "cheap and wide features computed twice"),
+        (called["_OneDnnLinear"], "linear maps by oneDNN"),
+    ):
+        assert [name for name, count in zip(ablation.WITHOUT, calls, strict=True) if count == 0] == [idea]
