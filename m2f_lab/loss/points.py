@@ -8,6 +8,7 @@ ground truth, which may end earlier, is read as if it were padded with "no segme
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,29 +135,17 @@ def kth_nearest_to_zero(table: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         table = table.abs()
         kth = table.kthvalue(k, dim=0).values
         return kth, (table < kth).sum(0), (table == kth).sum(0)
-    num_rows, num_columns = table.shape
-    tiles = table.split(rows_at_once(num_columns, table.device))
-    sample = table[::32].abs().T.contiguous()  # (N, P / 32)
-    size, share = sample.shape[1], k / num_rows
-    deviations = 3 * (size * share * (1 - share)) ** 0.5 + 1
-    ranks = [min(max(int(size * share + d), 0), size - 1) for d in (-deviations, 0, deviations)]
-    low, middle, high = torch.from_numpy(np.partition(sample, ranks)[:, ranks]).unbind(1)  # (N)
-    step = (high - low) * (size / (num_rows * max(ranks[2] - ranks[0], 1)))  # from one number to the next
-    # Comparing in place gives numbers at once, five times as fast as booleans that are converted.
-    missing = k - sum(tile.abs().lt_(middle).sum(0) for tile in tiles)
-    centre = middle + missing * step
-    margin = (0.4 * missing.abs() + 4 * missing.abs().sqrt() + 16) * step  # four deviations of what we know by now
-    low, high = centre - margin, centre + margin
-
+    tiles = table.split(rows_at_once(table.shape[1], table.device))
+    low, high = _around_kth(table, tiles, k)
     values, columns, below = [], [], 0.0
     for tile in tiles:
         magnitude = tile.abs()
         near = torch.from_numpy(np.flatnonzero((magnitude >= low) & (magnitude <= high)))
         values.append(magnitude.flatten().index_select(0, near))
-        columns.append(near % num_columns)
+        columns.append(near % table.shape[1])
         below = below + magnitude.lt_(low).sum(0)
     columns, by_column = torch.cat(columns).int().sort(stable=True)
-    ends = columns.bincount(minlength=num_columns).cumsum(0)[:-1]
+    ends = columns.bincount(minlength=table.shape[1]).cumsum(0)[:-1]
     values = np.split(torch.cat(values)[by_column].numpy(), ends)
     results = []
     for column, (some, smaller) in enumerate(zip(values, below.int().tolist(), strict=True)):
@@ -165,6 +154,21 @@ def kth_nearest_to_zero(table: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         kth = np.partition(some, k - smaller - 1)[k - smaller - 1]
         results.append((kth, smaller + np.count_nonzero(some < kth), np.count_nonzero(some == kth)))
     return tuple(torch.from_numpy(np.array(results, values[0].dtype)).unbind(1))
+
+
+def _around_kth(table: Tensor, tiles: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """Two numbers for each column, between which its k-th smallest absolute value very likely lies. [N], [N]"""
+    sample = table[::32].abs().T.contiguous()  # (N, P / 32)
+    size, share = sample.shape[1], k / len(table)
+    deviations = 3 * (size * share * (1 - share)) ** 0.5 + 1
+    ranks = [min(max(int(size * share + d), 0), size - 1) for d in (-deviations, 0, deviations)]
+    low, middle, high = torch.from_numpy(np.partition(sample, ranks)[:, ranks]).unbind(1)
+    step = (high - low) * (size / (len(table) * max(ranks[2] - ranks[0], 1)))  # from one number to the next
+    # Comparing in place gives numbers at once, five times as fast as booleans that are converted.
+    missing = k - sum(tile.abs().lt_(middle).sum(0) for tile in tiles)
+    centre = middle + missing * step
+    margin = (0.4 * missing.abs() + 4 * missing.abs().sqrt() + 16) * step  # four deviations of what we know by now
+    return centre - margin, centre + margin
 
 
 @dataclass(frozen=True)
