@@ -45,8 +45,8 @@ class PaddedFirst(SwinTransformerBlock):
         batch, height, width, _ = x.shape
         heads = self.attn.num_heads
         windows = cut_windows((batch, height, width), self.window_size, self.shift_size, heads, x.device)
-        rows = recomputed(self._to_rows, x.flatten(0, 2)).unflatten(1, (3 * heads, -1)).flatten(0, 1)
-        rows = IntoWindows.apply(rows, windows)
+        rows = recomputed(self._to_rows, x.flatten(0, 2))  # (B * S + 1, 3 * C)
+        rows = IntoWindows.apply(rows.unflatten(1, (3 * heads, -1)).flatten(0, 1), windows)
         query, key, value = rows.view(3, batch, -1, heads, windows.num_tokens, rows.shape[1])
         dropout = self.attn.attn_drop.p if self.training else 0.0
         bias = self.attn._get_rel_pos_bias()[0]
