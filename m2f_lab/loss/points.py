@@ -120,8 +120,8 @@ def kth_nearest_to_zero(table: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The k-th smallest absolute value of each column, k from 1; how many are smaller, and how many equal.
 
     On a CPU, a sample of the rows suggests where it lies, counting what is below corrects the suggestion, and only the
-    one or two hundredths of the numbers that lie around it are sorted. Where the sample has misled, the whole column is
-    searched. Half the time of a selection among all, and no second table is made.
+    one or two hundredths of the numbers that lie around it are looked at one by one. Where the sample has misled, the
+    whole column is searched. A third of the time of a selection among all, and no second table is made.
 
     Args:
         table: [P, N]
@@ -136,39 +136,46 @@ def kth_nearest_to_zero(table: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         kth = table.kthvalue(k, dim=0).values
         return kth, (table < kth).sum(0), (table == kth).sum(0)
     tiles = table.split(rows_at_once(table.shape[1], table.device))
-    low, high = _around_kth(table, tiles, k)
-    values, columns, below = [], [], 0.0
+    guess, below_guess, low, high = _around_kth(table, tiles, k)
+    values, columns = [], []
     for tile in tiles:
         magnitude = tile.abs()
-        near = torch.from_numpy(np.flatnonzero((magnitude >= low) & (magnitude <= high)))
+        near = torch.clamp(magnitude, low, high).eq_(magnitude).bool()  # a third of the time of two comparisons
+        near = torch.from_numpy(np.flatnonzero(near))
         values.append(magnitude.flatten().index_select(0, near))
         columns.append(near % table.shape[1])
-        below = below + magnitude.lt_(low).sum(0)
     columns, by_column = torch.cat(columns).int().sort(stable=True)
     ends = columns.bincount(minlength=table.shape[1]).cumsum(0)[:-1]
     values = np.split(torch.cat(values)[by_column].numpy(), ends)
     results = []
-    for column, (some, smaller) in enumerate(zip(values, below.int().tolist(), strict=True)):
+    for column, (some, split, below) in enumerate(zip(values, guess.numpy(), below_guess.tolist(), strict=True)):
+        smaller = int(below) - np.count_nonzero(some < split)  # than all of these
         if not smaller < k <= smaller + len(some):
             some, smaller = table[:, column].abs().numpy(), 0
         kth = np.partition(some, k - smaller - 1)[k - smaller - 1]
         results.append((kth, smaller + np.count_nonzero(some < kth), np.count_nonzero(some == kth)))
-    return tuple(torch.from_numpy(np.array(results, values[0].dtype)).unbind(1))
+    # Each of the three in one piece: what is compared with numbers that lie apart takes ten times as long.
+    return tuple(torch.from_numpy(np.array(results, values[0].dtype).T.copy()))
 
 
-def _around_kth(table: Tensor, tiles: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """Two numbers for each column, between which its k-th smallest absolute value very likely lies. [N], [N]"""
-    sample = table[::32].abs().T.contiguous()  # (N, P / 32)
+def _around_kth(table: Tensor, tiles: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A guess at each column's k-th smallest absolute value, and between which two numbers it very likely lies.
+
+    Returns:
+        The guess; how many are smaller; two numbers, between which the guess lies, too. Each [N].
+    """
+    sample = np.sort(table[::32].abs().T.contiguous())  # (N, P / 32)
     size, share = sample.shape[1], k / len(table)
     deviations = 3 * (size * share * (1 - share)) ** 0.5 + 1
     ranks = [min(max(int(size * share + d), 0), size - 1) for d in (-deviations, 0, deviations)]
-    low, middle, high = torch.from_numpy(np.partition(sample, ranks)[:, ranks]).unbind(1)
+    low, guess, high = torch.from_numpy(sample[:, ranks].T.copy())
     step = (high - low) * (size / (len(table) * max(ranks[2] - ranks[0], 1)))  # from one number to the next
     # Comparing in place gives numbers at once, five times as fast as booleans that are converted.
-    missing = k - sum(tile.abs().lt_(middle).sum(0) for tile in tiles)
-    centre = middle + missing * step
+    below = sum(tile.abs().lt_(guess).sum(0) for tile in tiles)
+    missing = k - below
+    centre = guess + missing * step
     margin = (0.4 * missing.abs() + 4 * missing.abs().sqrt() + 16) * step  # four deviations of what we know by now
-    return centre - margin, centre + margin
+    return guess, below, torch.minimum(guess, centre - margin), torch.maximum(guess, centre + margin)
 
 
 @dataclass(frozen=True)
