@@ -8,9 +8,9 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 
 
 def onednn_multiplies(x: Tensor, y: Tensor) -> bool:
-    """Whether `linear_product` takes oneDNN for these: float32 numbers on a CPU."""
+    """Whether `linear_product` takes oneDNN for these: float32 numbers on a CPU. `torch.compile` chooses by itself."""
     plain = x.dtype == y.dtype == torch.float32 and x.device.type == "cpu"
-    return HAS_ONEDNN and plain and min(x.numel(), y.numel()) > 0
+    return HAS_ONEDNN and plain and min(x.numel(), y.numel()) > 0 and not torch.compiler.is_compiling()
 
 
 def linear_product(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2f_lab.model.deformable_bags import sample_by_bags
-from m2f_lab.model.layers import linear, recomputed
+from m2f_lab.model.layers import linear, recomputed, softmax_of_few
 
 
 def deformable_sampling(
@@ -138,7 +138,7 @@ class DeformableAttention(nn.Module):
         pixels = pixels[:, None].repeat(1, self.num_points, 1)  # (L, P, 2)
         centres = reference_points[:, None, None, None].repeat(1, 1, *pixels.shape[:2], 1)  # (S, 1, L, P, 2)
         locations = torch.addcdiv(centres, offsets, pixels)
-        weights = scores.softmax(dim=3).unflatten(3, (self.num_levels, self.num_points))  # (B, S, heads, L, P)
+        weights = softmax_of_few(scores).unflatten(3, (self.num_levels, self.num_points))  # (B, S, heads, L, P)
         attended = deformable_sampling(values, level_sizes, locations, weights)
         return self.output_projection(attended.flatten(2)), locations, weights
 

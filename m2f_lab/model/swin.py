@@ -110,7 +110,8 @@ def attend_within(
         # The CPU's fused kernel has no gradient for what is added to the scores; its stand-in is slower than this.
         query, key, value = (x.flatten(0, 2) for x in (query, key, value))
         scores = torch.baddbmm(query.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=1 / math.sqrt(dim))
-        scores = scores.view(batch, windows, heads, tokens, tokens).add_(added)
+        # A new shape, but no view to autograd: for an addition in place to a view, it would copy the gradient.
+        scores = torch.ops.aten._unsafe_view(scores, (batch, windows, heads, tokens, tokens)).add_(added)
         weights = F.dropout(scores.softmax(4, dtype=value.dtype), dropout)
         return (weights.flatten(0, 2) @ value).view(batch, windows, heads, tokens, dim)
     first = (batch, windows * heads) if mask is not None else (batch * windows, heads)  # what `added` broadcasts over
