@@ -1,0 +1,260 @@
+"""How good are the segments? Panoptic quality over a whole data set.
+
+K classes, T true segments, P predicted segments, H/W height/width.
+
+A true and a predicted segment of one class match if their intersection over union (IoU) exceeds one half; no segment
+can do so twice. For each class, over the whole data set,
+
+    SQ = sum of the matches' IoUs / TP          how well the segments that were found are outlined
+    RQ = TP / (TP + FP / 2 + FN / 2)            how many were found, and how few invented
+    PQ = SQ · RQ
+
+with TP matches, FP predicted and FN true segments without a match. Void, and crowd (a true region in which nobody told
+the things apart), are handled as in the COCO panoptic API, hence as in the published results:
+
+- in the union, the pixels of a predicted segment that lie on void do not count;
+- a predicted segment without a match is no mistake if more than half of it lies on void and crowd of its class;
+- crowd matches nothing, and is not missed.
+
+Source: Panoptic Segmentation (Kirillov et al. 2019), section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from m2f_lab.structures import Prediction
+
+SegmentsMap = np.ndarray | Tensor
+"""The id of every pixel's segment, any integers, 0 for void. [H, W]"""
+
+
+class PanopticEvaluator:
+    """Counts segments by class: found, invented, missed.
+
+    Args:
+        num_classes: K
+        things: the classes whose instances are told apart, as in `Classes.things`; the others are stuff
+        class_names: for the table; by default the numbers. K × str
+
+    Attributes:
+        counts: TP, FP, FN, and the sum of the matches' IoUs. float64 [K, 4]
+    """
+
+    def __init__(self, num_classes: int, things: Collection[int], class_names: Sequence[str] | None = None) -> None:
+        if num_classes < 1:
+            raise ValueError(f"There must be at least one class, got {num_classes}.")
+        unknown = sorted(set(things) - set(range(num_classes)))
+        if unknown:
+            raise ValueError(f"things names the classes {unknown}, but there are {num_classes}, 0…{num_classes - 1}.")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"There are {num_classes} classes but {len(class_names)} names.")
+        self.num_classes = num_classes
+        self.things = frozenset(things)
+        self.class_names = tuple(map(str, range(num_classes) if class_names is None else class_names))
+        self.counts = torch.zeros(num_classes, 4, dtype=torch.float64)
+        self.num_images = 0
+
+    def update(
+        self,
+        prediction: Prediction | tuple[SegmentsMap, Mapping[int, int]],
+        segments_map: SegmentsMap,
+        labels: Mapping[int, int],
+        crowd: Collection[int] = (),
+    ) -> None:
+        """Match the segments of one image.
+
+        Args:
+            prediction: a panoptic Prediction, or its segments map and labels in the form of the truth's. Each of its
+                segments has at least one pixel
+            segments_map: the truth's segment ids, any positive integers, or 0 for void. [H, W]
+            labels: the class 0…K-1 of each true segment. One without a pixel is missed. id → class
+            crowd: the ids of the true segments that are crowd
+
+        Raises:
+            ValueError: the sizes differ, a map holds an id without a class, or a segment has an impossible id or class.
+        """
+        predicted_map, predicted_labels = _map_and_labels(prediction)
+        predicted = _Segments("prediction", predicted_map, predicted_labels, self.num_classes)
+        truth = _Segments("truth", segments_map, labels, self.num_classes)
+        if truth.map.shape != predicted.map.shape:
+            raise ValueError(
+                f"The prediction is {list(predicted.map.shape)}, the truth {list(truth.map.shape)}: they are compared "
+                "at the size of the truth. Resize the mask logits (not the ids) to it before segments are made."
+            )
+        if not set(crowd) <= set(labels):
+            raise ValueError(f"Segments {sorted(set(crowd) - set(labels))} are called crowd, but labels has none such.")
+        overlap = _overlap(truth, predicted)
+        empty = predicted.ids[1:][overlap[:, 1:].sum(0) == 0].tolist()
+        if empty:
+            raise ValueError(f"The prediction has segments {empty} without a pixel; leave them out of its labels.")
+        is_crowd = np.isin(truth.ids, list(crowd))
+        self.counts += torch.from_numpy(_count(overlap, truth.classes, predicted.classes, is_crowd, self.num_classes))
+        self.num_images += 1
+
+    def merge(self, other: PanopticEvaluator) -> None:
+        """Add what another evaluator counted, on other images."""
+        if (other.num_classes, other.things) != (self.num_classes, self.things):
+            raise ValueError(
+                f"Cannot merge the counts of {other.num_classes} classes, {len(other.things)} of them things, into "
+                f"those of {self.num_classes}, {len(self.things)} of them things: the classes must be the same."
+            )
+        self.counts += other.counts
+        self.num_images += other.num_images
+
+    def all_reduce(self) -> None:
+        """Add up the counts of all processes of `torch.distributed`; afterwards each holds the sum."""
+        on_gpu = torch.distributed.get_backend() == "nccl"
+        counts = torch.cat([self.counts.flatten(), self.counts.new_tensor([self.num_images])])
+        counts = counts.cuda() if on_gpu else counts
+        torch.distributed.all_reduce(counts)
+        self.counts = counts[:-1].view_as(self.counts).cpu()
+        self.num_images = int(counts[-1])
+
+    def result(self) -> dict:
+        """The figures so far, in percent.
+
+        Returns:
+            "PQ", "SQ", "RQ", "PQ_things", … and "PQ_stuff", …, means over classes, "num_images", and "classes": one
+            dict per class with "name", "PQ", "SQ", "RQ", and the numbers "TP", "FP", "FN". A class without any of the
+            three has no quality (None) and is left out of the means. A mean over no class is None, too: images
+            without a segment are not an error, and say nothing about quality.
+        """
+        found, invented, missed, iou = self.counts.unbind(1)
+        segments = found + invented / 2 + missed / 2
+        present = segments > 0
+        # NaN where the class is not present; without a match, SQ is 0, as in the API
+        columns = {"PQ": iou / segments, "SQ": iou / found.clamp(min=1), "RQ": found / segments}
+        is_thing = torch.tensor([k in self.things for k in range(self.num_classes)])
+        groups = {"": present, "_things": present & is_thing, "_stuff": present & ~is_thing}
+        means = {
+            name + group: 100 * values[chosen].mean().item() if chosen.any() else None
+            for group, chosen in groups.items()
+            for name, values in columns.items()
+        }
+        classes = [
+            {"name": self.class_names[k]}
+            | {name: 100 * values[k].item() if present[k] else None for name, values in columns.items()}
+            | {name: int(self.counts[k, i]) for i, name in enumerate(("TP", "FP", "FN"))}
+            for k in range(self.num_classes)
+        ]
+        return means | {"num_images": self.num_images, "classes": classes}
+
+
+class _Segments:
+    """One side of the comparison.
+
+    Args:
+        name: "truth" or "prediction", for errors
+
+    Attributes:
+        map: segment ids, 0 for void. [H, W]
+        ids: of void and all segments, ascending. [N+1]
+        classes: of void, which is -1, and all segments. [N+1]
+    """
+
+    def __init__(self, name: str, segments_map: SegmentsMap, labels: Mapping[int, int], num_classes: int) -> None:
+        self.name = name
+        self.map = segments_map.cpu().numpy() if isinstance(segments_map, Tensor) else np.asarray(segments_map)
+        if self.map.ndim != 2 or self.map.dtype.kind not in "iu":
+            raise ValueError(
+                f"The {name} is {self.map.dtype} {list(self.map.shape)}, expected a map of segment ids, integers "
+                "[H, W]. In COCO's pictures, id = R + 256 · G + 256² · B."
+            )
+        for number, label in labels.items():
+            if number < 1:
+                raise ValueError(f"The {name} has a segment {number}. 0 is void: number segments from 1.")
+            if not 0 <= label < num_classes:
+                raise ValueError(
+                    f"Segment {number} of the {name} is of class {label}, but there are {num_classes} classes, "
+                    f"0…{num_classes - 1}. What is of no class is void: 0 in the map, and not in labels."
+                )
+        self.ids = np.array([0, *sorted(labels)], np.int64)
+        self.classes = np.array([-1, *(labels[number] for number in sorted(labels))], np.int64)
+
+    def positions(self, ids: np.ndarray) -> np.ndarray:
+        """Where these ids stand in `self.ids`. [N]"""
+        found = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+        unknown = np.unique(ids[self.ids[found] != ids]).tolist()
+        if unknown:
+            raise ValueError(
+                f"The map of the {self.name} holds the ids {unknown[:5]}, which have no class; its segments are "
+                f"{self.ids[1:].tolist()}. Add them to the labels, or set their pixels to 0 for void."
+            )
+        return found
+
+
+def _map_and_labels(
+    prediction: Prediction | tuple[SegmentsMap, Mapping[int, int]],
+) -> tuple[SegmentsMap, Mapping[int, int]]:
+    if isinstance(prediction, tuple):
+        return prediction
+    if not isinstance(prediction, Prediction):
+        raise ValueError(
+            f"Expected a panoptic Prediction or (segments_map, labels), got {type(prediction).__name__}: a map alone "
+            "does not say of what class its segments are."
+        )
+    if prediction.segments_map is None:
+        raise ValueError(f'A prediction of task="{prediction.task}" has no segments_map; predict with task="panoptic".')
+    return prediction.segments_map, {segment.id: segment.label for segment in prediction.segments}
+
+
+def _overlap(truth: _Segments, predicted: _Segments) -> np.ndarray:
+    """Pixels that a true and a predicted segment share; row and column 0 are void. float64 [T+1, P+1]
+
+    Every pixel is only compared with the next. What follows handles runs of equal pixels, of which there are tens of
+    times fewer: no pixel is sorted, and ids may be as large as COCO's, which are colours.
+    """
+    true, said = truth.map.ravel(), predicted.map.ravel()
+    begins = np.ones(true.size, bool)
+    np.not_equal(true[1:], true[:-1], out=begins[1:])
+    begins[1:] |= said[1:] != said[:-1]
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(starts, append=true.size)
+    shape = len(truth.ids), len(predicted.ids)
+    pairs = truth.positions(true[starts]) * shape[1] + predicted.positions(said[starts])
+    return np.bincount(pairs, lengths, shape[0] * shape[1]).reshape(shape)
+
+
+def _count(
+    overlap: np.ndarray, true: np.ndarray, predicted: np.ndarray, is_crowd: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """Match segments. Whole numbers are compared, so that an IoU of exactly one half is no match.
+
+    Args:
+        overlap: pixels that a true and a predicted segment share; row and column 0 are void. [T+1, P+1]
+        true, predicted: classes of the segments. [T+1] and [P+1]
+        is_crowd: of the true segments. [T+1]
+
+    Returns:
+        TP, FP, FN and the sum of the matches' IoUs. [K, 4]
+    """
+    on_void, true_area, predicted_area = overlap[0], overlap.sum(1), overlap.sum(0)
+    union = true_area[:, None] + predicted_area - overlap - on_void  # (T+1, P+1)
+    same = true[:, None] == predicted
+    same[0, 0] = False  # void and void
+    found = same & ~is_crowd[:, None] & (2 * overlap > union)
+    # All crowd of the class; the API keeps one region per class and image, which is as many as the data sets have.
+    on_crowd = (overlap * (same & is_crowd[:, None])).sum(0)
+    invented = ~found.any(0) & (2 * (on_void + on_crowd) <= predicted_area)
+    missed = ~found.any(1) & ~is_crowd
+    rows, columns = np.nonzero(found)
+    iou = overlap[rows, columns] / union[rows, columns]
+
+    def per_class(classes: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(classes, weights, num_classes)
+
+    return np.stack(
+        [
+            per_class(true[rows]),
+            per_class(predicted[1:][invented[1:]]),
+            per_class(true[1:][missed[1:]]),
+            per_class(true[rows], iou),
+        ],
+        axis=1,
+    )
