@@ -71,6 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("weights", type=Path, metavar="RUN_OR_WEIGHTS", help="a run's folder, or a checkpoint")
     command.add_argument("recipe", nargs="?", metavar="RECIPE", help=f"{recipe_help}; a run has its own")
     command.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="the data set's folder")
+    command.add_argument(
+        "--precision", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="of the model, under autocast; masks and classes are combined in float32 in any case",
+    )  # fmt: skip
     _add_set(command)
     command.set_defaults(run=cli_evaluate)
 
@@ -120,7 +124,9 @@ def cli_evaluate(options: argparse.Namespace) -> int:
     else:
         model = build_model(replace(recipe.model, backbone_weights=None))
         print(load_weights(model, options.weights))
-    figures = evaluate(model.to("cuda" if torch.cuda.is_available() else "cpu"), recipe, options.data_root)
+    device, precision = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, options.precision)
+    with torch.autocast(device, precision, enabled=precision != torch.float32):
+        figures = evaluate(model.to(device), recipe, options.data_root)
     for name, value in figures.items():
         if isinstance(value, int | float):
             print(f"{name:10s} {value:6.2f}")

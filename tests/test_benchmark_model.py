@@ -1,11 +1,13 @@
 """The benchmarks of the whole model run in miniature, both sides and all precisions."""
 
+import functools
 import importlib
 import json
 
 import pytest
+import torch
 
-from benchmarks import ablation, peers, report
+from benchmarks import ablation, compiled, peers, report
 from m2f_lab.model import layers
 
 
@@ -69,3 +71,19 @@ def test_without_single_ideas_the_loss_is_the_same(tmp_path, monkeypatch):
         (called["_OneDnnLinear"], "linear maps by oneDNN"),
     ):
         assert [name for name, count in zip(ablation.WITHOUT, calls, strict=True) if count == 0] == [idea]
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchDynamo calls what PyTorch warns of
+def test_a_compiled_model_gives_the_same(tmp_path, monkeypatch):
+    """The benchmark compares outputs before it times them; here TorchDynamo traces, and PyTorch runs what it found."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(peers, "REPEATS", 1)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compiled.main(["--small", "--only", "forward"])
+    torch.compiler.reset()
+    (table,) = json.loads((tmp_path / "compiled.json").read_text())
+    rows = {row.pop("torch.compile"): row for row in table["rows"]}
+    assert list(rows) == [f"{place}, forward" for place in compiled.PLACES]
+    assert float(rows["cpu, float32, forward"]["compiled s"]) > 0
+    if table["gpu"] == "none":
+        assert set(rows["cuda, bfloat16, forward"].values()) == {"not measured"}

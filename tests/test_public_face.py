@@ -122,6 +122,9 @@ class TestCommandLine:
 
         assert cli.main(["evaluate", str(run.path), "--data-root", str(root)]) == 0
         assert f"mIoU       {run.last['mIoU']:6.2f}" in capsys.readouterr().out
+        assert cli.main(["evaluate", str(run.path), "--data-root", str(root), "--precision", "bfloat16"]) == 0
+        in_bfloat16 = float(re.search(r"^mIoU +([\d.]+)$", capsys.readouterr().out, re.MULTILINE)[1])
+        assert in_bfloat16 == pytest.approx(run.last["mIoU"], abs=2)
 
         weights = str(run.checkpoint("best"))
         assert cli.main(["evaluate", weights, "toy", "--data-root", str(root)]) == 0
