@@ -42,8 +42,8 @@ def swin_tiny(crop: int) -> Recipe:
 
 SETTINGS = {
     "debug_tiny": Setting(recipes.debug_tiny(), 8, ((16, 1), (32, 1), (16, 2))),
-    "swin_tiny_256": Setting(swin_tiny(256), 2, ((4, 1), (8, 1), (4, 2))),
-    "swin_tiny_512": Setting(swin_tiny(512), 2, ((3, 1),)),
+    "swin_tiny_256": Setting(swin_tiny(256), 4, ((8, 1), (16, 1), (8, 2))),
+    "swin_tiny_512": Setting(swin_tiny(512), 4, ((6, 1),)),
 }
 
 

@@ -106,7 +106,7 @@ def cli_train(options: argparse.Namespace) -> int:
 
 
 def cli_plan(options: argparse.Namespace) -> int:
-    """Try out training steps for a minute or two: does a recipe fit, in how many parts, and how long will it take?"""
+    """Try out training steps for a few minutes: does a recipe fit, in how many parts, and how long will it take?"""
     recipe = changed(recipe_named(options.recipe), options.changes)
     print(plan(recipe, options.device, available=options.gib))
     return 0

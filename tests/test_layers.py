@@ -14,6 +14,7 @@ from m2f_lab.model.layers import (
     linear,
     recomputed,
     sine_positions,
+    softmax_of_few,
     speed_up_linears,
 )
 from m2f_lab.model.pixel_decoder import EncoderLayer, PixelDecoder
@@ -161,8 +162,34 @@ def test_strips_give_the_same_numbers(monkeypatch):
     assert sum(sizes) == 37
     assert max(sizes) * 20 <= 100
     torch.testing.assert_close(strips, whole)
+    names = nodes_behind(strips)
+    assert names.count("SplitBackward0") == 1
+    assert "SliceBackward0" not in names, "each would make a gradient for all rows"
     gradients = [torch.autograd.grad(y.square().sum(), (x, weight)) for y in (strips, whole)]
     torch.testing.assert_close(*gradients)
+
+
+def nodes_behind(tensor) -> list[str]:
+    """The names of all operations in the graph of a tensor's gradient."""
+    nodes, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return [node.name() for node in nodes]
+
+
+def test_softmax_of_few_is_softmax():
+    torch.manual_seed(0)
+    scores = 3 * torch.randn(2, 7, 3, 12, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(softmax_of_few(scores), scores.softmax(dim=-1))
+    assert torch.autograd.gradcheck(softmax_of_few, scores[:, :2, :1, :5])
+    far_apart = torch.tensor([[1e4, -1e4, 1e4], [-1e4, -1e4, -2e4]])
+    torch.testing.assert_close(softmax_of_few(far_apart), torch.tensor([[0.5, 0, 0.5], [0.5, 0.5, 0]]))
+    assert softmax_of_few(torch.randn(0, 12)).shape == (0, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert softmax_of_few(torch.randn(2, 12, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 def test_an_encoder_layer_keeps_no_hidden_features():

@@ -93,9 +93,10 @@ def test_probes_stop_where_memory_runs_out_or_patience() -> None:
     assert len(probed(16, 100.0, lambda images: Probe(images, 1.0, 1.0) if images < 4 else None)) == 2
 
 
-def test_two_probes_are_made_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_images_are_probed_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "_PATIENCE", 0.0)
-    assert len(probed(16, 100.0, lambda images: Probe(images, 1.0, 100.0))) == 2
+    probes = probed(16, 100.0, lambda images: Probe(images, 1.0, 100.0))
+    assert [probe.images for probe in probes] == [1, 2, 4]
 
 
 def test_the_plan_holds() -> None:

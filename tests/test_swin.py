@@ -11,6 +11,7 @@ from m2f_lab.model import swin
 from m2f_lab.model.backbone import Backbone
 from m2f_lab.recipes import ModelConfig
 from tests.test_backbone import SMALL_SWIN, window_attention_as_published
+from tests.test_layers import nodes_behind
 
 
 def small_backbone(**changes):
@@ -47,6 +48,7 @@ def test_both_ways_to_attend_agree(masked):
     bias = torch.randn(3, 49, 49, requires_grad=True)
     mask = torch.where(torch.rand(4, 1, 49, 49) < 0.3, -100.0, 0.0) if masked else None
     slow = swin.attend_within(query, key, value, bias, mask)
+    assert "CopySlices" not in nodes_behind(slow), "the gradient of the scores would be copied"
     assert slow.requires_grad
     torch.testing.assert_close(slow, swin.attend_within(query, key, value, bias.detach(), mask))
 

@@ -1,4 +1,4 @@
-"""Will it fit, and how long will it take? Find out in a minute, before a run of two days.
+"""Will it fit, and how long will it take? Find out within minutes, before a run of two days.
 
     >>> print(plan(recipes.ade20k_swin_tiny()))
 
@@ -29,6 +29,7 @@ from m2f_lab.recipes import Recipe
 _USABLE = 0.9  # share of the memory that is planned with; the rest is for what the allocator cannot use
 _OUT_OF_MEMORY = ("OutOfMemoryError", "not enough memory", "can't allocate memory")  # as PyTorch says it
 _PATIENCE = 20.0  # seconds of probing after which no larger batch is tried
+_FEWEST_PROBES = 3  # but in any case four images: one image's products are slow, so the second seems to cost little
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def plan(recipe: Recipe, device: str | torch.device | None = None, available: fl
 
 
 def probed(batch_size: int, available: float, run: Callable[[int], Probe | None]) -> tuple[Probe, ...]:
-    """Probe 1, 2, 4, … images, up to the batch, while the next ones are sure to fit and patience lasts.
+    """Probe 1, 2, 4, … images, up to the batch, while the next ones are sure to fit and, from 4 on, patience lasts.
 
     Args:
         batch_size: the most that is ever taken at once
@@ -175,7 +176,8 @@ def probed(batch_size: int, available: float, run: Callable[[int], Probe | None]
         probes.append(probe)
         images = min(2 * images, batch_size)
         fits = probe.gib * images / probe.images < _USABLE * available
-        if images == probe.images or not fits or (len(probes) > 1 and time.perf_counter() - start > _PATIENCE):
+        impatient = len(probes) >= _FEWEST_PROBES and time.perf_counter() - start > _PATIENCE
+        if images == probe.images or not fits or impatient:
             break
     return tuple(probes)
 
