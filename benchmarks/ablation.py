@@ -47,6 +47,9 @@ WITHOUT: dict[str, Callable[[], AbstractContextManager]] = {
     ),
     "linear maps by oneDNN": lambda: patch.object(products, "HAS_ONEDNN", False),
     "cheap and wide features computed twice": nothing_recomputed,
+    "softmax of few numbers": lambda: patch.object(
+        deformable_attention, "softmax_of_few", lambda scores: scores.softmax(dim=-1)
+    ),
     "perceptrons in strips": lambda: patch.object(layers, "STRIP", 2**62),
     GIVEN_BACK: nullcontext,
     LAST: nullcontext,

@@ -5,7 +5,7 @@
 Swin-T, 150 classes, 100 queries, random weights. "forward" is one image of 512 × 512 without gradients, "training" two
 of them forward and backward, with stochastic depth, without losses. Where there is a GPU, a column of its own says what
 CUDA graphs add (`mode="reduce-overhead"`; shapes are static here). Compiling takes minutes, which the table shows, too.
-Outputs of both are compared before anything is timed. Appends the table to benchmarks/results/compiled.json.
+What both give is compared before the compiled model is timed. Appends the table to benchmarks/results/compiled.json.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
 
 def training(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """What gives a number that every output has a share in, and computes all gradients."""
+    """What gives a number that every output has a share in, and the norm of every parameter's gradient."""
     model.train()
 
     def work() -> Tensor:
@@ -55,7 +55,8 @@ def training(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
         for logits, masks in zip(output.class_logits, output.masks, strict=True):
             total = total + logits.float().mean() + masks.embeddings.float().square().mean()
         total.backward()
-        return total.detach()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        return torch.stack([total.detach(), *(gradient.norm() for gradient in gradients)])
 
     return work
 
@@ -73,7 +74,8 @@ def compare(kind: Callable, precision: str, device: str, small: bool) -> tuple[s
             torch.compiler.reset()
             work = kind(torch.compile(model, mode=mode), images)
             began = time.perf_counter()
-            torch.testing.assert_close(work(), expected, rtol=1e-2, atol=1e-2)
+            rounding = 1e-3 if precision == "float32" else 3e-2
+            torch.testing.assert_close(work(), expected, rtol=rounding, atol=rounding)
             compiling.append(time.perf_counter() - began)
             seconds.append(peers.median_seconds(work, device))
     return (

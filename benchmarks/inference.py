@@ -27,7 +27,7 @@ from m2f_lab.training.loop import peak_memory
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """One side in this process: seconds per image, and at best; MiB."""
+    """One side in this process: seconds of each image, and at best; MiB."""
     device, precision = options.device, options.precision
     images = peers.random_images(1, options.small)
     if options.measure == OURS:
@@ -39,9 +39,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         with peers.autocast(precision, device):
             return labeller()
 
-    seconds, peak = peers.median_seconds(label, device), 1024 * peak_memory(torch.device(device))
-    rate = peers.matrix_product_rate(precision, device)
-    return {"seconds": seconds, "peak": peak, "floor": peers.count_operations(label) / rate}
+    times, peak = peers.times_in_turn(label, device), 1024 * peak_memory(torch.device(device))
+    return {"times": times, "peak": peak, "floor": peers.floor(label, precision, device)}
 
 
 def our_labeller(model: nn.Module, images: Tensor) -> Callable[[], np.ndarray]:

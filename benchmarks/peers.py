@@ -4,8 +4,9 @@ The peer is Hugging Face's `Mask2FormerForUniversalSegmentation` with random wei
 files it saves. Its Swin runs on `scaled_dot_product_attention`; its decoders have no such path. Both sides are asked
 first for the same images, and must give the same logits.
 
-Each side runs in a fresh process of its own, one after the other: neither warms up or fragments the other's memory,
-and the peak of the process is the peak of that side.
+Each side runs in a fresh process of its own: neither warms up or fragments the other's memory, and the peak of the
+process is the peak of that side. The two take turns, call by call, and the ratio is the median over the rounds: the
+speed of a shared machine drifts by a third within minutes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from operator import truediv
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor, nn
@@ -104,33 +107,78 @@ def check_equal(folder: Path, small: bool) -> None:
         assert difference < 1e-3, f"The logits differ by {difference:.1e} of the largest."
 
 
-def measure_alone(module: str, side: str, folder: Path, precision: str, device: str, small: bool) -> dict:
-    """Let `python -m module` measure one side in a process of its own; what it printed last.
+TURN_OVER = "turn over"
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """What a measuring process does when it is its turn; the other one waits."""
+    sys.stdin.readline()
+    yield
+    print(TURN_OVER, flush=True)
+
+
+def measure_in_turn(module: str, folder: Path, precision: str, device: str, small: bool) -> tuple[dict, dict]:
+    """Let both sides be measured by `python -m module`, each in a process of its own, call by call in turn.
 
     Returns:
-        "seconds" (the median), "peak" (MiB) and what else that benchmark says; "failed", the last line of the error,
-        where that side cannot do it.
+        For ours and for the peer: "times" (seconds of each call), "peak" (MiB) and what else that benchmark says;
+        "failed", the last line of the error, where the peer cannot do it.
     """
-    options = ["--measure", side, "--folder", str(folder), "--precision", precision, "--device", device]
-    command = [sys.executable, "-m", module, *options, *(["--small"] if small else [])]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    if done.returncode:
-        if side == OURS:
-            raise RuntimeError(done.stderr)
-        return {"failed": done.stderr.strip().splitlines()[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    options = ["--folder", str(folder), "--precision", precision, "--device", device, *(["--small"] if small else [])]
+    root = Path(__file__).parents[1]
+    with ExitStack() as stack:
+        sides = []
+        for side in (OURS, THEIRS):
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            command = [sys.executable, "-m", module, "--measure", side, *options]
+            pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=root)
+            sides.append((stack.enter_context(subprocess.Popen(command, **pipes)), errors))
+        for _ in range(WARM_UP + REPEATS + 1):  # the last turn is for everything else
+            for process, _ in sides:
+                give_turn(process)
+        return tuple(outcome(process, errors) for process, errors in sides)
+
+
+def give_turn(process: subprocess.Popen) -> None:
+    """Let a process take its turn, and wait until it is over, or the process is."""
+    try:
+        print(file=process.stdin, flush=True)
+    except BrokenPipeError:
+        return
+    while (line := process.stdout.readline()) and line.strip() != TURN_OVER:
+        pass
+
+
+def outcome(process: subprocess.Popen, errors: TextIO) -> dict:
+    """What a process printed last, or why it failed."""
+    printed, _ = process.communicate()
+    if process.returncode == 0:
+        return json.loads(printed.splitlines()[-1])
+    errors.seek(0)
+    return {"failed": errors.read().strip().splitlines()[-1]}
+
+
+def times_in_turn(work: Callable[[], object], device: str) -> list[float]:
+    """The seconds of each call, after a first one that is not counted; see `turn`."""
+    times = []
+    for _ in range(WARM_UP + REPEATS):
+        with turn():
+            times.append(seconds_of(work, device))
+    return times[WARM_UP:]
 
 
 def median_seconds(work: Callable[[], object], device: str) -> float:
     """The median time of one call, after a first one that is not counted."""
-    taken = []
-    for _ in range(WARM_UP + REPEATS):
-        began = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[WARM_UP:])
+    return statistics.median([seconds_of(work, device) for _ in range(WARM_UP + REPEATS)][WARM_UP:])
+
+
+def seconds_of(work: Callable[[], object], device: str) -> float:
+    began = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager:
@@ -156,15 +204,27 @@ def count_operations(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def floor(work: Callable[[], object], precision: str, device: str) -> float:
+    """The seconds that the matrix products of a call would take at the rate of large ones, measured in a turn."""
+    with turn():
+        return count_operations(work) / matrix_product_rate(precision, device)
+
+
 def compared(ours: dict, theirs: dict) -> tuple[str, ...]:
-    """Seven cells: seconds of both, their ratio, the floor, its share of our time, and both peaks of memory."""
-    failed = "failed" in theirs
+    """Seven cells: seconds of both, their ratio, the floor, its share of our time, and both peaks of memory.
+
+    Raises:
+        RuntimeError: ours failed.
+    """
+    if "failed" in ours:
+        raise RuntimeError(ours["failed"])
+    seconds, failed = statistics.median(ours["times"]), "failed" in theirs
     return (
-        f"{ours['seconds']:.2f}",
-        f"fails: {theirs['failed'][:60]}" if failed else f"{theirs['seconds']:.2f}",
-        "–" if failed else f"{theirs['seconds'] / ours['seconds']:.2f}",
+        f"{seconds:.2f}",
+        f"fails: {theirs['failed'][:60]}" if failed else f"{statistics.median(theirs['times']):.2f}",
+        "–" if failed else f"{statistics.median(map(truediv, theirs['times'], ours['times'])):.2f}",
         f"{ours['floor']:.2f}",
-        f"{ours['floor'] / ours['seconds']:.0%}",
+        f"{ours['floor'] / seconds:.0%}",
         f"{ours['peak']:.0f}",
         "–" if failed else f"{theirs['peak']:.0f}",
     )
@@ -195,7 +255,7 @@ def compare(
         module: the benchmark's own, which is started anew for each side and then only measures.
         about: what its command line says of it.
         work: what both sides do, at the head of the table.
-        measure: one side in this process, by its options: "seconds", "peak" in MiB and "floor".
+        measure: one side in this process, by its options: "times", "peak" in MiB and "floor".
         given: the command line's arguments.
         finish: adds what else the table is to say, from the peer's files.
     """
@@ -214,7 +274,6 @@ def compare(
                 if device == "cuda" and not torch.cuda.is_available():
                     table.add(title, *["not measured"] * len(COLUMNS))
                     continue
-                sides = (measure_alone(module, side, folder, precision, device, small) for side in (OURS, THEIRS))
-                table.add(title, *compared(*sides))
+                table.add(title, *compared(*measure_in_turn(module, folder, precision, device, small)))
         finish(table, folder, small)
     table.finish()

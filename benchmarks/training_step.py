@@ -87,15 +87,13 @@ def their_step(options: argparse.Namespace) -> Callable[[], float]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """One side in this process: seconds per step, and at best; MiB; the loss of the first step."""
+    """One side in this process: seconds of each step, and at best; MiB."""
     is_ours = options.measure == OURS
     step = (our_step if is_ours else their_step)(options)
     device = torch.device(options.device)
     with kept_memory(device) if is_ours else nullcontext():  # as `train` does
-        loss = step()
-        seconds, peak = peers.median_seconds(step, options.device), 1024 * peak_memory(device)
-    rate = peers.matrix_product_rate(options.precision, options.device)
-    return {"seconds": seconds, "peak": peak, "loss": loss, "floor": peers.count_operations(step) / rate}
+        times, peak = peers.times_in_turn(step, options.device), 1024 * peak_memory(device)
+    return {"times": times, "peak": peak, "floor": peers.floor(step, options.precision, options.device)}
 
 
 def main(given: list[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from m2f_lab.evaluation import evaluate
 from m2f_lab.model import build_model
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import ProgressBar, Run, plan, train
+from m2f_lab.training.step import autocast_dtype
 from m2f_lab.weights import load_weights
 
 
@@ -72,8 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", nargs="?", metavar="RECIPE", help=f"{recipe_help}; a run has its own")
     command.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="the data set's folder")
     command.add_argument(
-        "--precision", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="of the model, under autocast; masks and classes are combined in float32 in any case",
+        "--precision", choices=("float32", "bfloat16", "float16", "auto"), default="float32",
+        help="of the model, under autocast; auto: bfloat16 on GPUs that have it; masks and classes are combined in "
+        "float32 in any case",
     )  # fmt: skip
     _add_set(command)
     command.set_defaults(run=cli_evaluate)
@@ -124,8 +126,9 @@ def cli_evaluate(options: argparse.Namespace) -> int:
     else:
         model = build_model(replace(recipe.model, backbone_weights=None))
         print(load_weights(model, options.weights))
-    device, precision = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, options.precision)
-    with torch.autocast(device, precision, enabled=precision != torch.float32):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = autocast_dtype(options.precision, device)
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         figures = evaluate(model.to(device), recipe, options.data_root)
     for name, value in figures.items():
         if isinstance(value, int | float):

@@ -14,7 +14,7 @@ from m2f_lab.model import layers
 @pytest.mark.parametrize("name", ["inference", "training_step"])
 def test_benchmark_in_miniature(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(peers, "measure_alone", in_turn(peers.measure_alone))
+    monkeypatch.setattr(peers, "measure_in_turn", without_bfloat16(peers.measure_in_turn))
     importlib.import_module(f"benchmarks.{name}").main(["--small"])
     (table,) = json.loads((tmp_path / f"{name}.json").read_text())
     rows = {next(iter(row.values())): row for row in table["rows"]}
@@ -23,22 +23,35 @@ def test_benchmark_in_miniature(name, tmp_path, monkeypatch, capsys):
         ["the same class in "] if name == "inference" else []
     )
     measured = rows["cpu, float32"]
-    assert float(measured["ratio"]) == pytest.approx(float(measured["peer s"]) / float(measured["ours s"]), rel=0.5)
+    assert float(measured["ratio"]) > 0
     assert 100 < float(measured["ours MiB"]) < 4000
     if table["gpu"] == "none":
         assert rows["cuda, float32"]["ours s"] == "not measured"
     assert "floor" in capsys.readouterr().out
 
 
-def in_turn(measure):
-    """Measure float32 only; in bfloat16 the peer may be unable to, which must not spoil the table."""
+def without_bfloat16(measure):
+    """In bfloat16 the peer may be unable to run, which must not spoil the table."""
 
-    def instead(module, side, folder, precision, device, small):
-        if precision == "bfloat16" and side == peers.THEIRS:
-            return {"failed": "RuntimeError: no such kernel"}
-        return measure(module, side, folder, precision, device, small)
+    def instead(module, folder, precision, device, small):
+        ours, theirs = measure(module, folder, precision, device, small)
+        return ours, {"failed": "RuntimeError: no such kernel"} if precision == "bfloat16" else theirs
 
     return instead
+
+
+def test_the_ratio_is_the_median_over_rounds():
+    """The machine was half as fast in the second round, for both."""
+    ours, theirs = {"times": [1.0, 2.0, 1.0], "peak": 10, "floor": 0.5}, {"times": [3.0, 6.0, 4.0], "peak": 20}
+    assert peers.compared(ours, theirs) == ("1.00", "4.00", "3.00", "0.50", "50%", "10", "20")
+
+
+def test_a_side_that_fails_says_why(tmp_path):
+    """Nobody waits for its turn for ever: here no model is in the folder."""
+    for side in peers.measure_in_turn("benchmarks.inference", tmp_path, "float32", "cpu", small=True):
+        assert str(tmp_path) in side["failed"]
+    with pytest.raises(RuntimeError, match=tmp_path.name):
+        peers.compared({"failed": f"OSError: {tmp_path}"}, {"failed": ""})
 
 
 def test_without_single_ideas_the_loss_is_the_same(tmp_path, monkeypatch):

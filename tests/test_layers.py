@@ -187,9 +187,15 @@ def test_softmax_of_few_is_softmax():
     assert torch.autograd.gradcheck(softmax_of_few, scores[:, :2, :1, :5])
     far_apart = torch.tensor([[1e4, -1e4, 1e4], [-1e4, -1e4, -2e4]])
     torch.testing.assert_close(softmax_of_few(far_apart), torch.tensor([[0.5, 0, 0.5], [0.5, 0.5, 0]]))
+    infinite = torch.tensor([[-torch.inf, 0, 0], [-torch.inf] * 3, [torch.nan, 0, 0]])
+    torch.testing.assert_close(softmax_of_few(infinite), infinite.softmax(-1), equal_nan=True)
     assert softmax_of_few(torch.randn(0, 12)).shape == (0, 12)
     with torch.autocast("cpu", torch.bfloat16):
-        assert softmax_of_few(torch.randn(2, 12, dtype=torch.bfloat16)).dtype == torch.float32
+        half = torch.randn(2, 12, dtype=torch.bfloat16, requires_grad=True)
+        weights = softmax_of_few(half)
+        assert weights.dtype == torch.float32
+        assert torch.autograd.grad(weights[:, 0].sum(), half)[0].dtype == torch.bfloat16
+        assert softmax_of_few(half.double()).dtype == torch.float64
 
 
 def test_an_encoder_layer_keeps_no_hidden_features():

@@ -25,9 +25,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor
 
+from m2f_lab.evaluation.counts import summed_over_processes
 from m2f_lab.structures import Prediction
 
 SegmentsMap = np.ndarray | Tensor
@@ -101,20 +101,15 @@ class PanopticEvaluator:
         """Add what another evaluator counted, on other images."""
         if (other.num_classes, other.things) != (self.num_classes, self.things):
             raise ValueError(
-                f"Cannot merge the counts of {other.num_classes} classes, {len(other.things)} of them things, into "
-                f"those of {self.num_classes}, {len(self.things)} of them things: the classes must be the same."
+                f"Cannot merge the counts of {other.num_classes} classes with the things {sorted(other.things)} into "
+                f"those of {self.num_classes} with the things {sorted(self.things)}: the classes must be the same."
             )
         self.counts += other.counts
         self.num_images += other.num_images
 
     def all_reduce(self) -> None:
         """Add up the counts of all processes of `torch.distributed`; afterwards each holds the sum."""
-        on_gpu = torch.distributed.get_backend() == "nccl"
-        counts = torch.cat([self.counts.flatten(), self.counts.new_tensor([self.num_images])])
-        counts = counts.cuda() if on_gpu else counts
-        torch.distributed.all_reduce(counts)
-        self.counts = counts[:-1].view_as(self.counts).cpu()
-        self.num_images = int(counts[-1])
+        self.counts, self.num_images = summed_over_processes(self.counts, self.num_images)
 
     def result(self) -> dict:
         """The figures so far, in percent.

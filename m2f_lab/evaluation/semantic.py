@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor
 
+from m2f_lab.evaluation.counts import summed_over_processes
 from m2f_lab.structures import IGNORE, Prediction
 
 _VALUES = 256  # label maps are uint8
@@ -102,12 +102,7 @@ class SemanticEvaluator:
 
     def all_reduce(self) -> None:
         """Add up the counts of all processes of `torch.distributed`; afterwards each holds the sum."""
-        on_gpu = torch.distributed.get_backend() == "nccl"
-        counts = torch.cat([self.matrix.flatten(), torch.tensor([self.num_images])])
-        counts = counts.cuda() if on_gpu else counts
-        torch.distributed.all_reduce(counts)
-        self.matrix = counts[:-1].view_as(self.matrix).cpu()
-        self.num_images = int(counts[-1])
+        self.matrix, self.num_images = summed_over_processes(self.matrix, self.num_images)
 
     def result(self) -> dict:
         """The figures so far, in percent.

@@ -124,10 +124,11 @@ def kth_nearest_to_zero(table: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     whole column is searched. A third of the time of a selection among all, and no second table is made.
 
     Args:
-        table: [P, N]
+        table: float32 or float64 [P, N]
+        k: 1…P
 
     Returns:
-        Each [N].
+        Each [N]; the two counts as numbers of any type.
 
     Source: Floyd and Rivest 1975, "Expected time bounds for selection".
     """
@@ -162,7 +163,8 @@ def _around_kth(table: Tensor, tiles: Sequence[Tensor], k: int) -> tuple[Tensor,
     """A guess at each column's k-th smallest absolute value, and between which two numbers it very likely lies.
 
     Returns:
-        The guess; how many are smaller; two numbers, between which the guess lies, too. Each [N].
+        The guess; how many are smaller; two numbers, between which the guess lies, too. Each [N]. The two are NaN where
+        infinities are near: then nothing lies between them, and the whole column is searched.
     """
     sample = np.sort(table[::32].abs().T.contiguous())  # (N, P / 32)
     size, share = sample.shape[1], k / len(table)

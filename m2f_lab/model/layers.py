@@ -58,25 +58,25 @@ def in_strips(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) ->
     what is kept, and the process grows for them; strips of 16 MiB find room anywhere.
 
     Args:
-        function: [n, C] → [n, D]
+        function: [n, C] → [n, D]; must not change its rows in place
         rows: [N, C]
         width: numbers per row at the function's widest.
     """
-    count = -(-len(rows) // max(STRIP // width, 1)) if rows.device.type == "cpu" else 1
-    if count <= 1:
+    most = max(STRIP // width, 1)
+    if rows.device.type != "cpu" or len(rows) <= most:
         return function(rows)
     # Not `tensor_split`: there the gradient of each strip is a table for the whole batch, and all are added up.
-    return torch.cat([function(strip) for strip in rows.split(-(-len(rows) // count))])
+    return torch.cat([function(strip) for strip in rows.split(most)])
 
 
 def softmax_of_few(scores: Tensor) -> Tensor:
-    """Softmax over a last axis that is shorter than the processor's vectors. [..., n] → [..., n]
+    """Softmax over a last axis of a dozen numbers, in float32 at least. [..., n] → [..., n]
 
-    On a CPU PyTorch's own then takes one number after the other, and five times as long. Float32 under autocast.
+    Where a processor's vectors hold more than that (16 with AVX-512), PyTorch's own takes one number after the other.
     """
-    if scores.device.type != "cpu":
+    if scores.device.type != "cpu" or torch.compiler.is_compiling():
         return scores.softmax(dim=-1)
-    return _SoftmaxOfFew.apply(scores.float() if torch.is_autocast_enabled("cpu") else scores)
+    return _SoftmaxOfFew.apply(scores.to(torch.promote_types(scores.dtype, torch.float32)))
 
 
 class _SoftmaxOfFew(torch.autograd.Function):
