@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from operator import truediv
 from pathlib import Path
 from typing import TextIO
@@ -152,8 +152,10 @@ def give_turn(process: subprocess.Popen) -> None:
 
 def outcome(process: subprocess.Popen, errors: TextIO) -> dict:
     """What a process printed last, or why it failed."""
-    printed, _ = process.communicate()
-    if process.returncode == 0:
+    with suppress(BrokenPipeError):  # a process that has failed takes no more turns
+        process.stdin.close()
+    printed = process.stdout.read()  # not `communicate`, which does not see what `readline` has read ahead
+    if process.wait() == 0:
         return json.loads(printed.splitlines()[-1])
     errors.seek(0)
     return {"failed": errors.read().strip().splitlines()[-1]}
