@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2f_lab.model.layers import (
     Attention,
+    Convolution3x3,
     Linear,
     in_strips,
     linear,
@@ -107,20 +108,26 @@ def test_any_linear_of_a_model_is_sped_up():
     torch.testing.assert_close(model(x), expected)
 
 
-class Products(TorchDispatchMode):
-    """Counts the matrix products of linear maps."""
+class Calls(TorchDispatchMode):
+    """Counts the calls of some of PyTorch's operators."""
 
-    def __init__(self):
+    def __init__(self, *operators):
         super().__init__()
-        self.count = 0
+        self.operators, self.count = operators, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function.overloadpacket in (
-            torch.ops.mkldnn._linear_pointwise if HAS_ONEDNN else None,
-            torch.ops.aten.mm,
-            torch.ops.aten.addmm,
-        )
+        self.count += function.overloadpacket in self.operators
         return function(*args, **(kwargs or {}))
+
+
+def products() -> Calls:
+    """The matrix products of linear maps."""
+    ours = [torch.ops.mkldnn._linear_pointwise] if HAS_ONEDNN else []
+    return Calls(torch.ops.aten.mm, torch.ops.aten.addmm, *ours)
+
+
+def convolutions() -> Calls:
+    return Calls(torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
 
 
 def test_a_product_at_the_end_is_not_recomputed():
@@ -128,9 +135,48 @@ def test_a_product_at_the_end_is_not_recomputed():
     parameters = x, weight, bias = [torch.randn(s, requires_grad=True) for s in ((5, 6), (7, 6), (7,))]
     expected = torch.autograd.grad(linear(x.tanh(), weight, bias).square().sum(), parameters)
     loss = recomputed(lambda x: linear(x.tanh(), weight, bias), x).square().sum()
-    with Products() as products:
+    with products() as calls:
         found = torch.autograd.grad(loss, parameters)
-    assert products.count == 2  # the gradients of x and of the weight
+    assert calls.count == 2  # the gradients of x and of the weight
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(7, 6), (1, 2)])
+def test_our_convolution_is_conv2d(size, memory_format):
+    torch.manual_seed(0)
+    convolution = Convolution3x3(3, 4).double()
+    assert list(convolution.state_dict()) == ["weight"]
+    x = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    upstream = torch.randn(2, 4, size[1], size[0], dtype=torch.float64).transpose(2, 3)
+    ours, theirs = convolution(x), nn.functional.conv2d(x, convolution.weight, padding=1)
+    torch.testing.assert_close(ours, theirs)
+    found, expected = (torch.autograd.grad(y, (x, convolution.weight), upstream) for y in (ours, theirs))
+    torch.testing.assert_close(found, expected)
+    assert "ConvolutionBackward0" not in nodes_behind(ours)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolution.float()(x.float()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_our_convolution_computes_no_gradient_that_nobody_wants(wanted):
+    convolution = Convolution3x3(3, 4)
+    x = torch.randn(1, 3, 5, 5, requires_grad=wanted[0])
+    convolution.weight.requires_grad_(wanted[1])
+    with products() as nine, convolutions() as calls:
+        convolution(x).sum().backward()
+    assert (x.grad is not None, convolution.weight.grad is not None) == wanted
+    assert (nine.count, calls.count) == ((0, 2) if wanted[0] else (9, 1))
+
+
+def test_a_convolution_at_the_end_is_not_recomputed():
+    convolution, x = Convolution3x3(3, 4), torch.randn(1, 3, 5, 5, requires_grad=True)
+    leaves = x, convolution.weight
+    expected = torch.autograd.grad(convolution(x.tanh()).sum(), leaves)
+    total = recomputed(lambda x: convolution(x.tanh()), x).sum()
+    with convolutions() as calls:
+        found = torch.autograd.grad(total, leaves)
+    assert calls.count == 1  # the gradient of x
     torch.testing.assert_close(found, expected)
 
 

@@ -1,4 +1,4 @@
-"""Small parts that the boxes of the model share, and linear maps by the fastest product at hand for all of them.
+"""Small parts that the boxes of the model share; linear maps and a convolution by the fastest products at hand.
 
 B batch, Q queries, S positions that are attended to, C channels, H/W height/width.
 """
@@ -96,7 +96,7 @@ class _SoftmaxOfFew(torch.autograd.Function):
 
 
 class _Kept(torch.autograd.Function):
-    """Keeps what the backward pass of a linear map needs, before the map is computed: see `recomputed`."""
+    """Keeps what the backward pass of a linear map or convolution needs, before that is computed: see `recomputed`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, keepers: list) -> Tensor:
@@ -154,6 +154,51 @@ def speed_up_linears(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+
+
+class _Convolution3x3(torch.autograd.Function):
+    """A convolution whose weight gradient is nine matrix products. [B, C, H, W] → [B, D, H, W]
+
+    Padded alike and laid row by row, input and gradient differ by a shift only, one for each place of the kernel. On a
+    CPU with AVX2 and channels last, oneDNN's own kernel takes three times as long.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, keepers: list) -> Tensor:
+        ctx.keepers = keepers
+        return F.conv2d(x, weight, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.keepers[0].saved_tensors
+        of_x = of_weight = None
+        if ctx.keepers[0].needs_input_grad[0]:
+            settings = [1, 1], [1, 1], [1, 1], False, [0, 0], 1  # stride, padding, dilation; nothing transposed
+            of_x = torch.ops.aten.convolution_backward(gradient, x, weight, None, *settings, [True, False, False])[0]
+        if ctx.needs_input_grad[1]:
+            inputs = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)
+            pitch, inputs = inputs.shape[2], inputs.flatten(0, 2)
+            gradients = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, 2, 0, 2)).flatten(0, 2)
+            shifts = [row * pitch + column for row in range(3) for column in range(3)]
+            products = [gradients[: len(inputs) - shift].t() @ inputs[shift:] for shift in shifts]
+            of_weight = torch.stack(products, dim=2).unflatten(2, (3, 3))
+        return of_x, of_weight, None
+
+
+class Convolution3x3(nn.Conv2d):
+    """A padded 3 × 3 convolution without bias; `nn.Conv2d`, but trained faster in float32 on CPUs."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, D, H, W]"""
+        on_cpu = x.device.type == "cpu" and torch.is_grad_enabled()
+        if not on_cpu or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+            return super().forward(x)
+        keepers = []
+        return _Convolution3x3.apply(_Kept.apply(x, self.weight, keepers), self.weight, keepers)
 
 
 def feedforward(dim: int, hidden_dim: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m2f_lab.model.deformable_attention import DeformableAttention
-from m2f_lab.model.layers import feedforward, in_strips, recomputed, sine_positions
+from m2f_lab.model.layers import Convolution3x3, feedforward, in_strips, recomputed, sine_positions
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.structures import resize
 
@@ -60,9 +60,7 @@ class PixelDecoder(nn.Module):
         self.level_embedding = nn.Parameter(torch.empty(NUM_LEVELS, dim))
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
         self.lateral = nn.Sequential(nn.Conv2d(in_channels[0], dim, 1, bias=False), nn.GroupNorm(NUM_GROUPS, dim))
-        self.output = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(NUM_GROUPS, dim), nn.ReLU()
-        )
+        self.output = nn.Sequential(Convolution3x3(dim, dim), nn.GroupNorm(NUM_GROUPS, dim), nn.ReLU())
         self.mask_projection = nn.Conv2d(dim, config.mask_dim, 1)
         self._reset_parameters()
 
