@@ -10,6 +10,7 @@ import pytest
 from benchmarks import memory, report
 from benchmarks.memory import Setting
 from m2f_lab.training import planner
+from m2f_lab.training.probe import half
 from tests.toy_training import toy_recipe
 
 
@@ -20,12 +21,17 @@ def slow_in(monkeypatch, tmp_path):
     numbers = count()
 
     def took(recipe, device):
-        parts = recipe.optimization.accumulation_steps
-        images = recipe.optimization.batch_size // parts
-        seconds = 0.05 + parts * (0.1 + 0.2 * images)
+        times = 2 if next(numbers) in slow else 1
+
+        def seconds(recipe):
+            parts, images = recipe.optimization.accumulation_steps, recipe.optimization.batch_size
+            return times * (0.05 + parts * 0.1 + 0.2 * images)
+
+        parts, smaller = recipe.optimization.accumulation_steps, half(recipe)
         return {
-            "gib": 0.5 + 0.25 * images + 0.125 * (parts > 1),
-            "seconds": seconds * (2 if next(numbers) in slow else 1),
+            "gib": 0.5 + 0.25 * (recipe.optimization.batch_size // parts) + 0.125 * (parts > 1),
+            "seconds": seconds(recipe),
+            "half_seconds": seconds(smaller) if smaller else None,
         }
 
     monkeypatch.setattr(planner, "took_in_a_process", took)

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def planned(available: float, batch_size: int = 16, in_two_parts: Probe | None = None) -> Plan:
     """One GiB and 0.1 s, and half a GiB and 0.2 s for every image."""
     recipe = toy_recipe(batch_size=batch_size)
-    probes = (Probe(1, 1.5, 0.3), Probe(2, 2.0, 0.5), Probe(4, 3.0, 0.9))
+    probes = (Probe(1, 1.5, 0.3, None), Probe(2, 2.0, 0.5, 0.3), Probe(4, 3.0, 0.9, 0.5))
     return Plan(recipe, "a machine", available, probes, in_two_parts)
 
 
@@ -28,14 +28,21 @@ def test_memory_and_time_lie_on_a_line() -> None:
     assert (found.accumulation_steps, found.peak_gib, found.step_seconds) == (1, pytest.approx(9), pytest.approx(3.3))
 
 
-def test_the_line_goes_through_the_two_largest_probes() -> None:
-    found = Plan(toy_recipe(), "", 10, (Probe(1, 1.0, 9.0), Probe(2, 2.0, 1.0), Probe(4, 5.0, 0.5)))
+def test_the_line_of_memory_goes_through_the_two_largest_probes() -> None:
+    found = Plan(toy_recipe(), "", 10, (Probe(1, 1.0, 9.0, None), Probe(2, 2.0, 1.0, 0.8), Probe(4, 5.0, 0.5, 0.6)))
     assert found.memory(5) == pytest.approx(6.5)
     assert found.seconds(5) == pytest.approx(0.5)  # more images never take less
 
 
+def test_the_line_of_time_goes_through_steps_that_took_turns() -> None:
+    """The machine became slower between the probes, which says nothing about what an image costs."""
+    found = Plan(toy_recipe(), "", 10, (Probe(2, 2.0, 0.5, 0.3), Probe(5, 3.5, 2.2, 1.0)))  # 5 images, and 2
+    assert found.seconds(8) == pytest.approx(3.4)
+    assert found.seconds(8, parts=2) == pytest.approx(6.8)
+
+
 def test_a_single_probe_is_divided_among_its_images() -> None:
-    found = Plan(toy_recipe(), "", 10, (Probe(1, 1.5, 0.3),))
+    found = Plan(toy_recipe(), "", 10, (Probe(1, 1.5, 0.3, None),))
     assert (found.memory(2), found.seconds(2)) == (3.0, 0.6)
 
 
@@ -57,12 +64,15 @@ def test_the_batch_is_kept_in_the_fewest_equal_parts(available: float, largest: 
 
 
 def test_parts_share_an_update_and_lie_beside_the_gradients() -> None:
-    """Two images one after the other: 0.25 GiB of gradients more than one, and 0.05 s less than twice one."""
-    found = planned(6.0, in_two_parts=Probe(1, 1.75, 0.55))
+    """Two images one after the other: 0.25 GiB of gradients more than one, and 0.05 s less than twice one in turn."""
+    two = Probe(1, 1.75, 0.75, 0.4)
+    found = planned(6.0, in_two_parts=two)
     assert found.accumulation_steps == 2
     assert found.peak_gib == pytest.approx(5.25)
     assert found.step_seconds == pytest.approx(2 * 1.7 - 0.05)
-    assert planned(5.6, in_two_parts=Probe(1, 1.75, 0.55)).accumulation_steps == 4  # 5.04 has room for 5, not for 5.25
+    assert (
+        planned(5.6, in_two_parts=Probe(1, 1.75, 0.55, 0.3)).accumulation_steps == 4
+    )  # 5.04 has room for 5, not for 5.25
 
 
 def test_a_plan_reads_well() -> None:
@@ -84,18 +94,18 @@ def test_a_plan_reads_well() -> None:
     ],
 )
 def test_probes_double_while_they_are_sure_to_fit(batch_size: int, available: float, expected: list[int]) -> None:
-    probes = probed(batch_size, available, lambda images: Probe(images, 0.4 + images, 0.1))
+    probes = probed(batch_size, available, lambda images: Probe(images, 0.4 + images, 0.1, None))
     assert [probe.images for probe in probes] == expected
 
 
 def test_probes_stop_where_memory_runs_out_or_patience() -> None:
     assert probed(16, 100.0, lambda images: None) == ()
-    assert len(probed(16, 100.0, lambda images: Probe(images, 1.0, 1.0) if images < 4 else None)) == 2
+    assert len(probed(16, 100.0, lambda images: Probe(images, 1.0, 1.0, None) if images < 4 else None)) == 2
 
 
 def test_four_images_are_probed_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "_PATIENCE", 0.0)
-    probes = probed(16, 100.0, lambda images: Probe(images, 1.0, 100.0))
+    probes = probed(16, 100.0, lambda images: Probe(images, 1.0, 100.0, None))
     assert [probe.images for probe in probes] == [1, 2, 4]
 
 

@@ -18,36 +18,72 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The iterations of the steps that are taken. By our clock the first two take a minute, each other one a second."""
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Iteration and images of the steps that are taken. An image takes a second, the first ones a minute."""
     taken, now = [], [0.0]
 
     def step(self: Learner, batch, iteration: int) -> None:
-        now[0] += 60.0 if len(taken) < 2 else 1.0
-        taken.append(iteration)
+        assert len(batch.names) == self.recipe.optimization.batch_size
+        now[0] += len(batch.names) * (60.0 if iteration <= probe.WARM_UP else 1.0)
+        taken.append((iteration, len(batch.names)))
 
     monkeypatch.setattr(Learner, "step", step)
     monkeypatch.setattr(probe.time, "perf_counter", lambda: now[0])
     return taken
 
 
-def test_warming_up_does_not_count(steps: list[int]) -> None:
-    assert probe.measure(toy_recipe(max_iterations=1000), CPU)["seconds"] == 1.0
-    assert len(steps) == probe.WARM_UP + probe.ENOUGH_SECONDS
+def test_warming_up_does_not_count(steps: list[tuple[int, int]]) -> None:
+    took = probe.measure(toy_recipe(max_iterations=1000, batch_size=1), CPU)
+    assert (took["seconds"], took["half_seconds"]) == (1.0, None)
+    assert len(steps) == probe.WARM_UP + 1 + probe.ENOUGH_SECONDS
 
 
-def test_steps_have_seeds_of_their_own(steps: list[int]) -> None:
+def test_what_more_images_cost_is_measured_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two of three turns one second; the medians 5 and 3 of all steps are from different turns."""
+    seconds = iter([*[9.0] * (probe.WARM_UP + 2), 4.0, 3.0, 5.0, 1.0, 9.0, 8.0])
+    monkeypatch.setattr(probe, "timed_step", lambda learner, batch, iteration: next(seconds))
+    took = probe.measure(toy_recipe(max_iterations=1000, batch_size=2), CPU)
+    assert (took["seconds"], took["half_seconds"]) == (5.0, 4.0)
+
+
+def test_half_the_batch_takes_turns(steps: list[tuple[int, int]]) -> None:
+    took = probe.measure(toy_recipe(max_iterations=1000, batch_size=3), CPU)
+    assert (took["seconds"], took["half_seconds"]) == (3.0, 1.0)
+    turns = range(probe.WARM_UP, probe.WARM_UP + 1 + probe.FEWEST_TURNS)
+    assert steps == [(i, 3) for i in range(probe.WARM_UP)] + [(i, n) for i in turns for n in (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("images", "parts", "expected"), [(4, 1, (2, 1)), (5, 1, (2, 1)), (2, 2, (1, 1)), (8, 2, (4, 1)), (6, 3, (2, 1))]
+)
+def test_half_a_batch_has_parts_no_larger(images: int, parts: int, expected: tuple[int, int]) -> None:
+    config = probe.half(toy_recipe(batch_size=images, accumulation_steps=parts)).optimization
+    assert (config.batch_size, config.accumulation_steps) == expected
+
+
+def test_there_is_no_half_of_one_image() -> None:
+    assert probe.half(toy_recipe(batch_size=1)) is None
+
+
+def test_the_peak_is_read_before_steps_of_another_size(
+    steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "peak_memory", lambda device: len(steps))
+    assert probe.measure(toy_recipe(), CPU)["gib"] == probe.WARM_UP
+
+
+def test_steps_have_seeds_of_their_own(steps: list[tuple[int, int]]) -> None:
     """Under one seed, stochastic depth would drop the same branches every time, and a step be always long or short."""
-    probe.measure(toy_recipe(max_iterations=1000), CPU)
-    assert steps == list(range(len(steps)))
+    probe.measure(toy_recipe(max_iterations=1000, batch_size=1), CPU)
+    assert [iteration for iteration, _ in steps] == list(range(len(steps)))
 
 
-def test_no_step_lies_beyond_the_end_of_the_schedule(steps: list[int]) -> None:
+def test_no_step_lies_beyond_the_end_of_the_schedule(steps: list[tuple[int, int]]) -> None:
     probe.measure(toy_recipe(max_iterations=4), CPU)
-    assert set(steps) == {0, 1, 2, 3}
+    assert {iteration for iteration, _ in steps} == {0, 1, 2, 3}
 
 
-def test_all_steps_keep_memory_as_in_training(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_steps_keep_memory_as_in_training(steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     @contextmanager

@@ -4,8 +4,9 @@
 
 Memory and time are measured, not guessed: single training steps on one image, two, four, … at once, each in a process
 of its own (see `probe`), until that is the whole batch, or takes long, or memory might run out. Both grow linearly with
-the images, so a line through the two largest says the rest. Counting the tensors that autograd keeps would need no
-probe, but it knows neither the allocator nor the buffers of the libraries; nor does it know the time.
+the images, so a line says the rest: of memory through the two largest probes, of time through the largest and half of
+it, which took turns. Counting the tensors that autograd keeps would need no probe, but it knows neither the allocator
+nor the buffers of the libraries; nor does it know the time.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ class Probe:
         images: how many
         gib: the peak of the memory in GiB; of the process, or of the GPU
         seconds: per step
+        half_seconds: per step on half of it (of the parts, or of the images, rounded down), measured in turn with the
+            whole; None for a single image
     """
 
     images: int
     gib: float
     seconds: float
+    half_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,24 @@ class Plan:
     def memory(self, images: int, parts: int = 1) -> float:
         """The peak of the memory in GiB where a step takes so many images at once, in so many parts.
 
-        From the second part on, the gradients of those before lie beside it.
+        On the line through the two largest probes, never falling; a single one is divided among its images. From the
+        second part on, the gradients of those before lie beside it.
         """
         gradients = max(0.0, self.in_two_parts.gib - self.probes[0].gib) if self.in_two_parts and parts > 1 else 0.0
-        return self._line("gib", images) + gradients
+        last = self.probes[-1]
+        before = self.probes[-2] if len(self.probes) > 1 else Probe(0, 0.0, 0.0, None)
+        slope = max(0.0, (last.gib - before.gib) / (last.images - before.images))
+        return last.gib + slope * (images - last.images) + gradients
 
     def seconds(self, images: int, parts: int = 1) -> float:
-        """The time of a step that takes so many images at once, in so many parts; the weights are updated once."""
-        update = max(0.0, 2 * self.probes[0].seconds - self.in_two_parts.seconds) if self.in_two_parts else 0.0
-        return parts * self._line("seconds", images) - (parts - 1) * update
+        """The time of a step that takes so many images at once, in so many parts; the weights are updated once.
+
+        On the line through the largest probe and half of it, never falling; a single image counts for each.
+        """
+        two, last = self.in_two_parts, self.probes[-1]
+        update = max(0.0, 2 * two.half_seconds - two.seconds) if two else 0.0
+        slope = max(0.0, (last.seconds - (last.half_seconds or 0.0)) / (last.images - last.images // 2))
+        return parts * (last.seconds + slope * (images - last.images)) - (parts - 1) * update
 
     def fits(self, images: int, parts: int = 1) -> bool:
         return self.memory(images, parts) <= _USABLE * self.available
@@ -125,13 +138,6 @@ class Plan:
             f"  time    {self.step_seconds:.2f} s a step, {whole} for {config.max_iterations:,} steps\n"
             f"  measured with images at once – {probes}"
         )
-
-    def _line(self, field: str, images: int) -> float:
-        """Through the two largest probes, never falling; a single one is divided among its images."""
-        last = self.probes[-1]
-        before = self.probes[-2] if len(self.probes) > 1 else Probe(0, 0.0, 0.0)
-        slope = max(0.0, (getattr(last, field) - getattr(before, field)) / (last.images - before.images))
-        return getattr(last, field) + slope * (images - last.images)
 
 
 def plan(recipe: Recipe, device: str | torch.device | None = None, available: float | None = None) -> Plan:
@@ -190,11 +196,11 @@ def _probe(recipe: Recipe, device: torch.device, images: int, parts: int = 1) ->
     return took and Probe(images, **took)
 
 
-def took_in_a_process(recipe: Recipe, device: torch.device) -> dict[str, float] | None:
-    """Take a few training steps of the recipe, as it is, in a process of its own.
+def took_in_a_process(recipe: Recipe, device: torch.device) -> dict[str, float | None] | None:
+    """Take a few training steps of the recipe, as it is and on half its batch, in a process of its own.
 
     Returns:
-        "gib", the peak of the memory, and "seconds", the time of a step; None where the memory ran out.
+        What `probe.measure` returns; None where the memory ran out.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recipe.json")

@@ -6,6 +6,9 @@ A process of its own, because only there the peak of the resident memory is that
 out of memory takes nobody with it. The steps are those of training, on the recipe's own model and crop; only the images
 are noise, and their labels are stripes.
 
+What more images cost is the difference of two times, and from one process to the next a shared machine's speed drifts
+by more than that. So steps on half the batch are taken in turn with those on all of it.
+
 B images, H/W height/width of the crop.
 """
 
@@ -15,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import median
 
 import torch
@@ -31,8 +34,8 @@ from m2f_lab.training.optimizer import build_optimizer
 from m2f_lab.training.step import Learner, autocast_dtype
 
 NUM_SEGMENTS = 8  # per image, as in benchmarks.training_step
-WARM_UP = 2  # the first step sets everything up; in the second, memory reaches its peak beside the optimiser's state
-FEWEST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 3, 15, 10.0
+WARM_UP = 3  # the first step sets everything up; in the next ones memory reaches its peak beside the optimiser's state
+FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 3, 15, 10.0
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,24 +43,49 @@ def main(arguments: Sequence[str]) -> None:
     print(json.dumps(measure(Recipe.load(path), torch.device(device))))
 
 
-def measure(recipe: Recipe, device: torch.device) -> dict[str, float]:
-    """Train a few steps.
+def measure(recipe: Recipe, device: torch.device) -> dict[str, float | None]:
+    """Train a few steps, and in turn with them a few on half the batch.
 
     Returns:
-        "gib": the peak of this process's memory, or of the GPU's; "seconds": of a step, the median.
+        "gib": the peak of this process's memory, or of the GPU's; "seconds": of a step, the median; "half_seconds":
+        that less the median of what the whole took longer than half of it, None for a single image.
     """
-    seconds: list[float] = []
+    smaller = half(recipe)
+    sizes = [recipe, smaller] if smaller else [recipe]
+    times: list[list[float]] = []  # of all sizes in turn
     with kept_memory(device):  # as `train` does
-        learner, batch = learner_for(recipe, device), noise(recipe)
-        while len(seconds) < WARM_UP + MOST_STEPS:
-            start = time.perf_counter()
-            # Each step under a seed of its own: stochastic depth makes one longer than the other.
-            learner.step(batch, iteration=len(seconds) % recipe.optimization.max_iterations)
-            seconds.append(time.perf_counter() - start)  # it has returned numbers, so it is over
-            timed = seconds[WARM_UP:]
-            if len(timed) >= FEWEST_STEPS and sum(timed) >= ENOUGH_SECONDS:
+        learner, batches = learner_for(recipe, device), [noise(each) for each in sizes]
+        for iteration in range(WARM_UP):
+            timed_step(learner, batches[0], iteration)
+        peak = peak_memory(device)  # before steps of another size cut up what is kept
+        while len(times) < 1 + MOST_TURNS:
+            times.append([
+                timed_step(replace(learner, recipe=each), batch, WARM_UP + len(times))
+                for each, batch in zip(sizes, batches, strict=True)
+            ])  # fmt: skip
+            timed = times[1:]  # for half the batch, too, a first step sets things up
+            if len(timed) >= FEWEST_TURNS and sum(map(sum, timed)) >= ENOUGH_SECONDS:
                 break
-    return {"gib": peak_memory(device), "seconds": median(timed)}
+    seconds = median(whole for whole, *_ in timed)
+    more = median(whole - less for whole, less in timed) if smaller else None  # within a turn: all else drifts
+    return {"gib": peak, "seconds": seconds, "half_seconds": seconds - more if smaller else None}
+
+
+def half(recipe: Recipe) -> Recipe | None:
+    """Half the batch, rounded down: half of the parts, or half of the only part; None where one image is all."""
+    batch_size, parts = recipe.optimization.batch_size, recipe.optimization.accumulation_steps
+    if batch_size == 1:
+        return None
+    if parts == 1:
+        return recipe.vary(optimization=dict(batch_size=batch_size // 2))
+    return recipe.vary(optimization=dict(batch_size=batch_size // parts * (parts // 2), accumulation_steps=parts // 2))
+
+
+def timed_step(learner: Learner, batch: Batch, iteration: int) -> float:
+    """Seconds of a step. Every turn has a seed of its own: stochastic depth makes one longer than the other."""
+    start = time.perf_counter()
+    learner.step(batch, iteration % learner.recipe.optimization.max_iterations)
+    return time.perf_counter() - start  # it has returned numbers, so it is over
 
 
 def learner_for(recipe: Recipe, device: torch.device) -> Learner:
