@@ -10,7 +10,7 @@ features. The product of embeddings and features is part of both: the published 
 prediction. First, matched pairs, losses and gradients are compared at the same points; the timed runs draw their own,
 so that their losses agree only within the noise of sampling (the table shows both).
 
-Each side runs in a process of its own: the median of five runs after a first one, and the peak of all of them above
+Each side runs in a process of its own: the median of seven runs after a first one, and the peak of all of them above
 what was there before. Ours keeps freed memory on a CPU, as `train` does (`m2f_lab.training.memory`); the published code
 does not, but the table shows it with memory kept, too. Appends to benchmarks/results/criterion.json.
 """

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from operator import truediv
 from pathlib import Path
@@ -34,7 +34,7 @@ from m2f_lab.model.layers import linear
 from m2f_lab.products import HAS_ONEDNN
 from m2f_lab.weights import load_weights
 
-REPEATS, WARM_UP = 5, 1
+REPEATS, WARM_UP = 7, 1
 OURS, THEIRS = "ours", "Hugging Face"
 DROP_PATH = 0.3
 COLUMNS = ("ours s", "peer s", "ratio", "floor s", "floor / ours", "ours MiB", "peer MiB")
@@ -126,18 +126,22 @@ def measure_in_turn(module: str, folder: Path, precision: str, device: str, smal
         "failed", the last line of the error, where the peer cannot do it.
     """
     options = ["--folder", str(folder), "--precision", precision, "--device", device, *(["--small"] if small else [])]
+    return tuple(in_turn([[module, "--measure", side, *options] for side in (OURS, THEIRS)]))
+
+
+def in_turn(commands: Sequence[Sequence[str]]) -> list[dict]:
+    """Start `python -m` with each of the commands, give them turns, and return what each says in the end."""
     root = Path(__file__).parents[1]
     with ExitStack() as stack:
         sides = []
-        for side in (OURS, THEIRS):
+        for command in commands:
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
-            command = [sys.executable, "-m", module, "--measure", side, *options]
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=root)
-            sides.append((stack.enter_context(subprocess.Popen(command, **pipes)), errors))
+            sides.append((stack.enter_context(subprocess.Popen([sys.executable, "-m", *command], **pipes)), errors))
         for _ in range(WARM_UP + REPEATS + 1):  # the last turn is for everything else
             for process, _ in sides:
                 give_turn(process)
-        return tuple(outcome(process, errors) for process, errors in sides)
+        return [outcome(process, errors) for process, errors in sides]
 
 
 def give_turn(process: subprocess.Popen) -> None:
@@ -164,18 +168,20 @@ def outcome(process: subprocess.Popen, errors: TextIO) -> dict:
 def times_in_turn(work: Callable[[], object], device: str) -> list[float]:
     """The seconds of each call, after a first one that is not counted; see `turn`."""
     times = []
-    for _ in range(WARM_UP + REPEATS):
+    for seed in range(WARM_UP + REPEATS):
         with turn():
-            times.append(seconds_of(work, device))
+            times.append(seconds_of(work, device, seed))
     return times[WARM_UP:]
 
 
 def median_seconds(work: Callable[[], object], device: str) -> float:
     """The median time of one call, after a first one that is not counted."""
-    return statistics.median([seconds_of(work, device) for _ in range(WARM_UP + REPEATS)][WARM_UP:])
+    return statistics.median([seconds_of(work, device, seed) for seed in range(WARM_UP + REPEATS)][WARM_UP:])
 
 
-def seconds_of(work: Callable[[], object], device: str) -> float:
+def seconds_of(work: Callable[[], object], device: str, seed: int) -> float:
+    """The time of one call under a seed, so that stochastic depth drops the same in every run of the benchmark."""
+    torch.manual_seed(seed)
     began = time.perf_counter()
     work()
     if device == "cuda":
@@ -232,6 +238,14 @@ def compared(ours: dict, theirs: dict) -> tuple[str, ...]:
     )
 
 
+def obstacle_to_measuring(device: str, precision: str, small: bool) -> str | None:
+    """Why a row stays empty, if it does: no GPU, or a CPU on which a step in bfloat16 would take minutes."""
+    if device == "cuda":
+        return None if torch.cuda.is_available() else "not measured"
+    slow = precision == "bfloat16" and not (HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return "no bfloat16" if slow and not small else None
+
+
 def arguments(about: str, given: list[str] | None) -> argparse.Namespace:
     """What the command line of such a benchmark takes. `measure` and what follows it is for its own processes."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -273,8 +287,8 @@ def compare(
         for device in ("cpu", "cuda"):
             for precision in ("float32", "bfloat16"):
                 title = f"{device}, {precision}"
-                if device == "cuda" and not torch.cuda.is_available():
-                    table.add(title, *["not measured"] * len(COLUMNS))
+                if obstacle := obstacle_to_measuring(device, precision, small):
+                    table.add(title, *[obstacle] * len(COLUMNS))
                     continue
                 table.add(title, *compared(*measure_in_turn(module, folder, precision, device, small)))
         finish(table, folder, small)

@@ -21,7 +21,7 @@ def machine() -> dict[str, str]:
             name = line.split(":", 1)[1].strip()
             break
     return {
-        "cpu": f"{name}, {os.cpu_count()} cores",
+        "cpu": f"{name}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -46,6 +47,21 @@ def test_the_ratio_is_the_median_over_rounds():
     assert peers.compared(ours, theirs) == ("1.00", "4.00", "3.00", "0.50", "50%", "10", "20")
 
 
+@pytest.mark.parametrize(
+    ("device", "precision", "small", "expected"),
+    [
+        ("cpu", "float32", False, None),
+        ("cpu", "bfloat16", False, "no bfloat16"),
+        ("cpu", "bfloat16", True, None),
+        ("cuda", "bfloat16", True, "not measured"),
+    ],
+)
+def test_what_cannot_be_measured_is_left_empty(monkeypatch, device, precision, small, expected):
+    monkeypatch.setattr(peers, "HAS_ONEDNN", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert peers.obstacle_to_measuring(device, precision, small) == expected
+
+
 def test_a_side_that_fails_says_why(tmp_path):
     """Nobody waits for its turn for ever: here no model is in the folder."""
     for side in peers.measure_in_turn("benchmarks.inference", tmp_path, "float32", "cpu", small=True):
@@ -55,15 +71,18 @@ def test_a_side_that_fails_says_why(tmp_path):
 
 
 def test_without_single_ideas_the_loss_is_the_same(tmp_path, monkeypatch):
-    """And the ideas are really left out: oneDNN multiplies, and features are recomputed, in all rows but one."""
+    """And the ideas are really left out: each function below is called in all rows but one."""
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(peers, "REPEATS", 1)
-    called = {"checkpoint": [], "_OneDnnLinear": []}
+    monkeypatch.setattr(peers, "turn", nullcontext)
+    called = {"checkpoint": [0], "_OneDnnLinear": [0], "_Convolution3x3": [0]}  # with everything, then by row
 
     def measure(name, folder, small):
+        wholes = wholes_measured or [ablation.measure(ablation.WHOLE, folder, small)]
+        wholes_measured[:] = wholes
         for calls in called.values():
             calls.append(0)
-        return ablation.measure(name, folder, small)
+        return wholes[0], ablation.measure(name, folder, small)
 
     def counted(name, function):
         def counting(*arguments, **options):
@@ -72,18 +91,22 @@ def test_without_single_ideas_the_loss_is_the_same(tmp_path, monkeypatch):
 
         return counting
 
-    monkeypatch.setattr(ablation, "measure_alone", measure)
+    wholes_measured = []
+    monkeypatch.setattr(ablation, "measure_beside", measure)
     monkeypatch.setattr(layers, "checkpoint", counted("checkpoint", layers.checkpoint))
-    monkeypatch.setattr(layers._OneDnnLinear, "apply", counted("_OneDnnLinear", layers._OneDnnLinear.apply))
+    for name in ("_OneDnnLinear", "_Convolution3x3"):
+        monkeypatch.setattr(getattr(layers, name), "apply", counted(name, getattr(layers, name).apply))
     ablation.main(["--small"])
     (table,) = json.loads((tmp_path / "ablation.json").read_text())
     assert len(table["rows"]) == len(ablation.WITHOUT)
-    assert len({row["loss"] for row in table["rows"]}) == 1
+    assert len({row[column] for row in table["rows"] for column in ("loss", "loss with it")}) == 1
     for calls, idea in (
         (called["checkpoint"], "cheap and wide features computed twice"),
         (called["_OneDnnLinear"], "linear maps by oneDNN"),
+        (called["_Convolution3x3"], "weight gradient of the 3 × 3 convolution by shifts"),
     ):
-        assert [name for name, count in zip(ablation.WITHOUT, calls, strict=True) if count == 0] == [idea]
+        rows = [ablation.WHOLE, *ablation.WITHOUT]
+        assert [name for name, count in zip(rows, calls, strict=True) if count == 0] == [idea]
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchDynamo calls what PyTorch warns of
