@@ -70,9 +70,17 @@ def measure(name: str, folder: Path, small: bool) -> dict:
 
 
 def measure_beside(name: str, folder: Path, small: bool) -> list[dict]:
-    """The step with everything, and the one without the idea."""
+    """The step with everything, and the one without the idea.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
     flags = ["--folder", str(folder), *(["--small"] if small else [])]
-    return peers.in_turn([["benchmarks.ablation", "--measure", each, *flags] for each in (WHOLE, name)])
+    both = peers.in_turn([["benchmarks.ablation", "--measure", each, *flags] for each in (WHOLE, name)])
+    for took in both:
+        if "failed" in took:
+            raise RuntimeError(f"The step without {name} or the one with it failed: {took['failed']}")
+    return both
 
 
 def main(given: list[str] | None = None) -> None:

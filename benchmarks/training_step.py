@@ -2,11 +2,11 @@
 
     python -m benchmarks.training_step
 
-Swin-T, 150 classes, 100 queries, two images of 512 × 512 with 8 segments each, random weights, the same on both sides;
-see `benchmarks.peers`. Forward, matching and losses (each side its own, of all ten predictions), backward, clipping,
-fused AdamW. Ours takes id maps, theirs needs masks. The floor is the time that the matrix products of our step would
-take at the rate of large matrix products here. Memory is the peak of the whole process (of the GPU, where one is used).
-Appends the table to benchmarks/results/training_step.json.
+Swin-T, 150 classes, 100 queries, images of 512 × 512 with 8 segments each, two of them on a CPU and 16 on a GPU, random
+weights, the same on both sides; see `benchmarks.peers`. Forward, matching and losses (each side its own, of all ten
+predictions), backward, clipping, fused AdamW. Ours takes id maps, theirs needs masks. The floor is the time that the
+matrix products of our step would take at the rate of large matrix products here. Memory is the peak of the whole
+process (of the GPU, where one is used). Appends the table to benchmarks/results/training_step.json.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from m2f_lab.training.loop import peak_memory
 from m2f_lab.training.memory import kept_memory
 from m2f_lab.training.optimizer import build_optimizer, clipped_step
 
-NUM_IMAGES, NUM_SEGMENTS = 2, 8
+NUM_IMAGES, NUM_SEGMENTS = {"cpu": 2, "cuda": 16}, 8
 
 
-def random_segments(small: bool) -> tuple[list[Tensor], list[Tensor]]:
+def random_segments(count: int, small: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Eight stripes with wavy borders in each image: id maps [H, W] and labels [T]."""
     side = 64 if small else peers.SIDE
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     id_maps, labels = [], []
-    for i in range(NUM_IMAGES):
+    for i in range(count):
         wave = x + (side / 20) * torch.sin(y * 6.28 * (i + 1) / side)
         id_maps.append((wave * NUM_SEGMENTS / side).long().clamp(0, NUM_SEGMENTS - 1).to(torch.uint8))
         labels.append(torch.arange(NUM_SEGMENTS) * 7 + i)
@@ -44,14 +44,14 @@ def random_segments(small: bool) -> tuple[list[Tensor], list[Tensor]]:
 
 def our_step(options: argparse.Namespace) -> Callable[[], float]:
     """Everything of a step but the data; returns the loss."""
-    device, small = options.device, options.small
+    device, small, count = options.device, options.small, NUM_IMAGES[options.device]
     model = peers.load_ours(options.folder, small).train().to(device)
     criterion = Criterion(peers.NUM_CLASSES, num_points=256 if small else 12544)
     config = OptimizationConfig(max_iterations=1)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=False)
-    images = peers.random_images(NUM_IMAGES, small).to(device)
-    targets = [Target.from_id_map(*pair).to(device) for pair in zip(*random_segments(small), strict=True)]
+    images = peers.random_images(count, small).to(device)
+    targets = [Target.from_id_map(*pair).to(device) for pair in zip(*random_segments(count, small), strict=True)]
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -66,11 +66,11 @@ def our_step(options: argparse.Namespace) -> Callable[[], float]:
 
 
 def their_step(options: argparse.Namespace) -> Callable[[], float]:
-    device, small = options.device, options.small
+    device, small, count = options.device, options.small, NUM_IMAGES[options.device]
     model = peers.load_theirs(options.folder).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-    normalised = ((peers.random_images(NUM_IMAGES, small).float() / 255 - 0.45) / 0.225).to(device)
-    id_maps, labels = random_segments(small)
+    normalised = ((peers.random_images(count, small).float() / 255 - 0.45) / 0.225).to(device)
+    id_maps, labels = random_segments(count, small)
     masks = [(m == torch.arange(NUM_SEGMENTS)[:, None, None]).float().to(device) for m in id_maps]
     classes = [each.to(device) for each in labels]
 
@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def main(given: list[str] | None = None) -> None:
-    peers.compare(__spec__.name, __doc__, "two images, 8 segments each", measure, given)
+    peers.compare(__spec__.name, __doc__, "two images (cuda: 16), 8 segments each", measure, given)
 
 
 if __name__ == "__main__":

@@ -70,9 +70,7 @@ def test_parts_share_an_update_and_lie_beside_the_gradients() -> None:
     assert found.accumulation_steps == 2
     assert found.peak_gib == pytest.approx(5.25)
     assert found.step_seconds == pytest.approx(2 * 1.7 - 0.05)
-    assert (
-        planned(5.6, in_two_parts=Probe(1, 1.75, 0.55, 0.3)).accumulation_steps == 4
-    )  # 5.04 has room for 5, not for 5.25
+    assert planned(5.6, in_two_parts=two).accumulation_steps == 4  # 5.04 has room for 5, not for 5.25
 
 
 def test_a_plan_reads_well() -> None:
