@@ -168,6 +168,9 @@ FORBIDDEN = {
 }
 
 
+ENCODED_PICTURE = re.compile(r'"image/png": "[A-Za-z0-9+/=\\n]*"')  # in a notebook; spells any short word by chance
+
+
 @pytest.mark.parametrize(("pattern", "reason"), FORBIDDEN.items(), ids=FORBIDDEN.values())
 def test_nothing_forbidden_is_written(pattern: str, reason: str) -> None:
     text_files = {".py", ".ipynb", ".md", ".toml", ".yml", ".cfg", ".sh", ".js", ".css", ".json", ".lock", ""}
@@ -176,7 +179,7 @@ def test_nothing_forbidden_is_written(pattern: str, reason: str) -> None:
         for path in tracked_files()
         if path.suffix in text_files
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        if re.search(pattern, line)
+        if re.search(pattern, ENCODED_PICTURE.sub("", line))
     ]
     assert found == [], reason
 
