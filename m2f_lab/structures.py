@@ -10,6 +10,7 @@ factors apart and multiplies only what is asked for: a coarser grid, a few point
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -223,23 +224,63 @@ class Target:
         return self.labels, self.masks, self.id_map
 
 
+class DecoderState(NamedTuple):
+    """State of a transformer decoder after one prediction; S cells of the level that the layer attended to.
+
+    Attributes:
+        queries: query features. [B, Q, C]
+        class_logits: the last class is "no object". [B, Q, K+1]
+        embeddings: mask embeddings. [B, Q, mask_dim]
+        positions: learned, added wherever queries are compared. [Q, C] or [B, Q, C]
+        level: number of the level that the layer attended to, in the order of `Output.level_sizes`; None for the
+            learned queries, which precede all layers
+        blocked: True where the layer hid a cell from a query. bool [B, Q, S]
+        opened: True where a query's mask was empty, so that it attended everywhere. bool [B, Q]
+        cross_attention: softmax weights of queries over cells, kept on request. [B, heads, Q, S]
+        self_attention: softmax weights of queries over queries, kept on request. [B, heads, Q, Q]
+    """
+
+    queries: Tensor
+    class_logits: Tensor
+    embeddings: Tensor
+    positions: Tensor | None = None
+    level: int | None = None
+    blocked: Tensor | None = None
+    opened: Tensor | None = None
+    cross_attention: Tensor | None = None
+    self_attention: Tensor | None = None
+
+    def rows(self, queries: Tensor | slice) -> DecoderState:
+        """What the next layer needs of some queries, as if there were no others."""
+        return DecoderState(
+            self.queries[:, queries],
+            self.class_logits[:, queries],
+            self.embeddings[:, queries],
+            None if self.positions is None else self.positions[..., queries, :],
+        )
+
+
 @dataclass(frozen=True)
 class Output:
-    """All predictions of one forward pass: the learned queries first, then one after every decoder layer.
+    """All predictions of one forward pass: the learned queries' first, then one after every decoder layer.
+
+    Predictions mostly share one tensor of mask features; they need not.
 
     Attributes:
         class_logits: per prediction; the last class is "no object". L × [B, Q, K+1]
         masks: per prediction, over the padded image. L × MaskLogits
         image_size: height and width of the images as they came in, in pixels
         padded_size: height and width after padding bottom and right, in pixels
-        intermediates: what explorers look at, by name; None unless it was asked for
+        states: the decoder after every prediction, for explorers; empty where an architecture has no such decoder
+        level_sizes: height and width of each level that the decoder attends to, in cells
     """
 
     class_logits: list[Tensor]
     masks: list[MaskLogits]
     image_size: tuple[int, int]
     padded_size: tuple[int, int]
-    intermediates: dict[str, Tensor | list[Tensor]] | None = None
+    states: tuple[DecoderState, ...] = ()
+    level_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_predictions(self) -> int:

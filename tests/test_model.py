@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from m2f_lab.loss import Criterion
 from m2f_lab.model import ModelConfig, build_model
 from m2f_lab.model.transformer_decoder import attention_blocked
-from m2f_lab.structures import Target
+from m2f_lab.structures import MaskLogits, Target
 from m2f_lab.weights import load_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -62,11 +62,11 @@ def test_every_stage_agrees_with_the_official_model(model, golden):
     assert_agrees(mask_features, golden["pixel_decoder.mask_features"])
     for i, level in enumerate(levels):
         assert_agrees(level, golden[f"pixel_decoder.level.{i}"])
-    class_logits, masks = model.transformer_decoder(levels, mask_features)
-    assert len(class_logits) == len(masks) == 5
-    for i in range(5):
-        assert_agrees(class_logits[i], golden[f"decoder.{i}.class_logits"])
-        assert_agrees(masks[i].dense(), golden[f"decoder.{i}.mask_logits"])
+    states = model.transformer_decoder(model.transformer_decoder.prepare(levels, mask_features))
+    assert len(states) == 5
+    for i, state in enumerate(states):
+        assert_agrees(state.class_logits, golden[f"decoder.{i}.class_logits"])
+        assert_agrees(MaskLogits(state.embeddings, mask_features).dense(), golden[f"decoder.{i}.mask_logits"])
 
 
 @torch.no_grad()
@@ -103,30 +103,60 @@ def test_an_empty_mask_opens_its_row():
 
 
 @torch.no_grad()
-def test_intermediates_explain_the_output_and_change_nothing(model, golden):
+def test_decoder_states_explain_the_output_and_change_nothing(model, golden):
     image = golden["image.0"].unsqueeze(0)
-    output, explained = model(image), model(image, return_intermediates=True)
-    assert output.intermediates is None
-    found = explained.intermediates
+    output, explained = model(image), model(image, keep_attention=True)
+    assert all(state.cross_attention is None and state.self_attention is None for state in output.states)
     for plain, other in zip(output.class_logits, explained.class_logits, strict=True):
         assert torch.equal(plain, other)
-    for i in range(4):
-        name = f"decoder.layer.{i}"
-        height, width = found["decoder.level_sizes"][found[f"{name}.level"]]
-        blocked, weights = found[f"{name}.attention_blocked"], found[f"{name}.cross_attention"]
+    learned, *after_layers = explained.states
+    assert learned.level is None
+    assert learned.blocked is None
+    for i, state in enumerate(after_layers):
+        height, width = explained.level_sizes[state.level]
         # What layer i may not look at is the negative part of the mask predicted before it.
         outside = explained.masks[i].resized((height, width)).flatten(2) < 0
-        assert torch.equal(blocked, outside & ~found[f"{name}.attention_opened"].unsqueeze(2))
+        assert torch.equal(state.blocked, outside & ~state.opened.unsqueeze(2))
+        weights = state.cross_attention
         assert weights.shape == (1, 8, 20, height * width)
-        assert (weights.masked_select(blocked.unsqueeze(1).expand_as(weights)) == 0).all()
+        assert (weights.masked_select(state.blocked.unsqueeze(1).expand_as(weights)) == 0).all()
         torch.testing.assert_close(weights.sum(3), torch.ones(1, 8, 20))
-        torch.testing.assert_close(found[f"{name}.self_attention"].sum(3), torch.ones(1, 8, 20))
+        torch.testing.assert_close(state.self_attention.sum(3), torch.ones(1, 8, 20))
         # Queries after the layer give its prediction.
-        torch.testing.assert_close(
-            model.transformer_decoder.predict(found[f"{name}.queries"])[0], explained.class_logits[i + 1]
-        )
-    sampled = found["pixel_decoder.layer.0.sampling_weights"]
-    torch.testing.assert_close(sampled.sum(dim=(3, 4)), torch.ones(sampled.shape[:3]))
+        logits, embeddings = model.transformer_decoder.predict(state.queries)
+        assert torch.equal(logits, explained.class_logits[i + 1])
+        assert torch.equal(embeddings, explained.masks[i + 1].embeddings)
+
+
+@torch.no_grad()
+def test_sampling_weights_of_a_hook_sum_to_one(model, golden):
+    seen = []
+    attention = model.pixel_decoder.layers[0].attention
+    handle = attention.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[2]))
+    model(golden["image.0"].unsqueeze(0))
+    handle.remove()
+    torch.testing.assert_close(seen[0].sum(dim=(3, 4)), torch.ones(seen[0].shape[:3]))
+
+
+@torch.no_grad()
+def test_decoder_memory_edits_every_layer_and_rows_cut_the_state(model, golden):
+    """`edit_attention` reaches every layer, and `rows` cuts all that the next layer needs."""
+    decoder = model.transformer_decoder
+    mask_features, levels = model.pixel_decoder(model.backbone(golden["padded_input"]))
+    seen = []
+
+    def edit(index, blocked, opened):
+        seen.append(index)
+        return torch.zeros_like(blocked), torch.ones_like(opened)
+
+    states = decoder(decoder.prepare(levels, mask_features, edit_attention=edit))
+    assert seen == [0, 1, 2, 3]
+    assert all(state.opened.all() and not state.blocked.any() for state in states[1:])
+    memory = decoder.prepare(levels, mask_features)
+    rows = torch.tensor([3, 5])
+    few = decoder.step(decoder.start(memory).rows(rows), 0, memory)
+    assert few.queries.shape[1] == 2
+    torch.testing.assert_close(few.positions, decoder.query_positions[rows])
 
 
 class Shapes(TorchDispatchMode):

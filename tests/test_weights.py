@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from m2f_lab.data import Classes
 from m2f_lab.model import ModelConfig, build_model
+from m2f_lab.structures import MaskLogits
 from m2f_lab.weights import load_model, load_weights, save_weights, to_huggingface, to_official
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -110,9 +111,11 @@ def test_sssegmentation_checkpoint(sssegmentation, tmp_path):
     for i, features in enumerate(pyramid):
         assert_agrees(features, sssegmentation[f"backbone.{i}"])
     mask_features, levels = model.pixel_decoder(pyramid)
-    class_logits, masks = model.transformer_decoder(levels, mask_features)
-    probabilities = class_logits[-1].softmax(2)[..., :-1]  # (B, Q, K)
-    masks = masks[-1].resized(sssegmentation["input"].shape[2:]).sigmoid()  # (B, Q, H, W)
+    last = model.transformer_decoder(model.transformer_decoder.prepare(levels, mask_features))[-1]
+    probabilities = last.class_logits.softmax(2)[..., :-1]  # (B, Q, K)
+    masks = (
+        MaskLogits(last.embeddings, mask_features).resized(sssegmentation["input"].shape[2:]).sigmoid()
+    )  # (B, Q, H, W)
     assert_agrees(torch.einsum("bqk,bqhw->bkhw", probabilities, masks), sssegmentation["semantic"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from m2f_lab.structures import MaskLogits, Output
+from m2f_lab.structures import DecoderState, MaskLogits, Output
 
 LEVELS = 3
 
@@ -17,14 +17,17 @@ def toy_output(
     num_layers: int = 4,
     num_heads: int = 2,
 ) -> Output:
-    """What a forward pass with `return_intermediates=True` gives: names and shapes as there, values at random.
+    """The result of a forward pass with `keep_attention=True`: shapes as there, values at random.
 
     In every layer, query 0's mask is empty, so that the fallback opens its row.
     """
     height, width = (edge + -edge % 32 for edge in image_size)
     features = torch.randn(batch, 8, height // 4, width // 4)
     sizes = [(height // stride, width // stride) for stride in (32, 16, 8)]
-    seen: dict = {"decoder.level_sizes": sizes}
+    class_logits = [torch.randn(batch, num_queries, num_classes + 1) for _ in range(num_layers + 1)]
+    masks = [MaskLogits(torch.randn(batch, num_queries, 8), features) for _ in range(num_layers + 1)]
+    queries = [torch.randn(batch, num_queries, 8) for _ in range(num_layers + 1)]
+    states = [DecoderState(queries[0], class_logits[0], masks[0].embeddings)]
     for layer in range(num_layers):
         level = layer % LEVELS
         cells = sizes[level][0] * sizes[level][1]
@@ -34,16 +37,23 @@ def toy_output(
         blocked[..., 0] = False
         blocked &= ~opened[..., None]
         logits = torch.randn(batch, num_heads, num_queries, cells).masked_fill(blocked[:, None], float("-inf"))
-        seen |= {
-            f"decoder.layer.{layer}.level": level,
-            f"decoder.layer.{layer}.attention_blocked": blocked,
-            f"decoder.layer.{layer}.attention_opened": opened,
-            f"decoder.layer.{layer}.cross_attention": logits.softmax(-1),
-        }
+        states.append(
+            DecoderState(
+                queries[layer + 1],
+                class_logits[layer + 1],
+                masks[layer + 1].embeddings,
+                level=level,
+                blocked=blocked,
+                opened=opened,
+                cross_attention=logits.softmax(-1),
+                self_attention=torch.randn(batch, num_heads, num_queries, num_queries).softmax(-1),
+            )
+        )
     return Output(
-        class_logits=[torch.randn(batch, num_queries, num_classes + 1) for _ in range(num_layers + 1)],
-        masks=[MaskLogits(torch.randn(batch, num_queries, 8), features) for _ in range(num_layers + 1)],
+        class_logits=class_logits,
+        masks=masks,
         image_size=image_size,
         padded_size=(height, width),
-        intermediates=seen,
+        states=tuple(states),
+        level_sizes=tuple(sizes),
     )

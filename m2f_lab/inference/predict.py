@@ -153,7 +153,7 @@ def look(
     Args:
         model, shortest_edge, longest_edge: as `predict` takes them
         image: RGB uint8 [H, W, 3]
-        options: of the model, for example `return_intermediates=True`
+        options: of the model, for example `keep_attention=True`
     """
     with evaluating(model), torch.inference_mode():
         return model(seen_by(model, image, shortest_edge, longest_edge), **options)

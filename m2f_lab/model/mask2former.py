@@ -5,6 +5,8 @@ B batch, Q queries, K classes, H/W height/width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,40 +16,51 @@ from m2f_lab.inference import predict
 from m2f_lab.model.backbone import STRIDES, Backbone
 from m2f_lab.model.layers import speed_up_linears
 from m2f_lab.model.pixel_decoder import PixelDecoder
-from m2f_lab.model.transformer_decoder import TransformerDecoder
+from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder
 from m2f_lab.recipes import ModelConfig
-from m2f_lab.structures import Output, Prediction
+from m2f_lab.structures import DecoderState, MaskLogits, Output, Prediction, Target
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB in 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class Mask2Former(nn.Module):
-    """Masked-attention mask transformer for universal image segmentation (Cheng et al. 2022).
+    """Masked-attention mask transformer for universal image segmentation (Cheng et al. 2022), made of three parts.
+
+    Args:
+        backbone: normalised images [B, 3, H, W] → features at strides 4, 8, 16, 32. [B, C_i, H / stride, W / stride]
+        pixel_decoder: these → mask features [B, C, H/4, W/4], and levels at strides 32, 16, 8.
+        transformer_decoder: a `TransformerDecoder` or a module with its `prepare` and `forward`.
+        config: the numbers that the parts were made from, where there are any; it is saved with the weights.
 
     Attributes:
-        config: the architecture.
         classes: names, colours and things of the K classes, where known.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        pixel_decoder: nn.Module,
+        transformer_decoder: nn.Module,
+        config: ModelConfig | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.classes: Classes | None = None
-        self.backbone = Backbone(config)
-        self.pixel_decoder = PixelDecoder(self.backbone.channels, config)
-        self.transformer_decoder = TransformerDecoder(config)
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.transformer_decoder = transformer_decoder
         speed_up_linears(self)
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, return_intermediates: bool = False) -> Output:
+    def forward(self, images: Tensor, targets: Sequence[Target] | None = None, keep_attention: bool = False) -> Output:
         """Segment images.
 
         Args:
             images: RGB in 0..255, uint8 or float, of any height and width. [B, 3, H, W]
-            return_intermediates: also return what explorers look at, by name (see `Output.intermediates`). None of
-                it is computed otherwise.
+            targets: ground truth of each image, for decoders that learn from it (denoising); the paper's does not.
+            keep_attention: keep attention weights in the output's states.
 
         Returns:
             Class logits and factored masks of every prediction, over the image padded bottom and right to a multiple
@@ -58,26 +71,41 @@ class Mask2Former(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Mask2Former takes RGB images [B, 3, H, W] in 0..255, got shape {tuple(images.shape)}.")
-        intermediates = {} if return_intermediates else None
         padded = self.preprocess(images)
-        pyramid = self.backbone(padded)
-        mask_features, levels = self.pixel_decoder(pyramid, intermediates)
-        class_logits, masks = self.transformer_decoder(levels, mask_features, intermediates)
-        if intermediates is not None:
-            intermediates |= {f"backbone.{i}": features for i, features in enumerate(pyramid)}
-        return Output(
-            class_logits=class_logits,
-            masks=masks,
-            image_size=(images.shape[2], images.shape[3]),
-            padded_size=(padded.shape[2], padded.shape[3]),
-            intermediates=intermediates,
-        )
+        mask_features, levels = self.pixel_decoder(self.backbone(padded))
+        memory = self.transformer_decoder.prepare(levels, mask_features, targets=targets, keep_attention=keep_attention)
+        states = self.transformer_decoder(memory)
+        return self.output(states, memory, images.shape[2:], padded.shape[2:])
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise, then pad bottom and right with zeros (the mean colour) to a multiple of the coarsest stride."""
         height, width = images.shape[2:]
         normalised = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         return F.pad(normalised, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
+
+    def output(
+        self,
+        states: Sequence[DecoderState],
+        memory: DecoderMemory,
+        image_size: Sequence[int],
+        padded_size: Sequence[int],
+    ) -> Output:
+        """Gather the decoder's states into predictions.
+
+        Args:
+            states: of `transformer_decoder`, one per prediction.
+            memory: that they were made from.
+            image_size: height and width of the images, in pixels.
+            padded_size: height and width after padding, in pixels.
+        """
+        return Output(
+            class_logits=[state.class_logits for state in states],
+            masks=[MaskLogits(state.embeddings, memory.mask_features) for state in states],
+            image_size=(image_size[0], image_size[1]),
+            padded_size=(padded_size[0], padded_size[1]),
+            states=tuple(states),
+            level_sizes=tuple(memory.sizes),
+        )
 
     def predict(self, image, task: str = "semantic", **options) -> Prediction:
         """Segment one image of any kind and size; see `m2f_lab.inference.predict`.
@@ -91,10 +119,13 @@ class Mask2Former(nn.Module):
 
 
 def build_model(config: ModelConfig) -> Mask2Former:
-    """Build a Mask2Former with fresh decoders, and a backbone that is fresh or pretrained as the config says.
+    """Compose the paper's three parts: fresh decoders, and a backbone that is fresh or pretrained as the config says.
+
+    A changed model is composed alike, in a function of your own that takes a ModelConfig; hand it to `train(build=…)`.
 
     Raises:
         ValueError: the backbone has no feature pyramid at strides 4, 8, 16, 32, or an option does not fit it.
         OSError: the backbone's weights cannot be read or downloaded.
     """
-    return Mask2Former(config)
+    backbone = Backbone(config)
+    return Mask2Former(backbone, PixelDecoder(backbone.channels, config), TransformerDecoder(config), config)

@@ -30,12 +30,12 @@ class EncoderLayer(nn.Module):
 
     def forward(
         self, features: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list[tuple[int, int]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [B, S, C] in and out; also where they looked and how much, see `DeformableAttention`."""
-        attended, locations, weights = self.attention(features, positions, reference_points, level_sizes)
+    ) -> Tensor:
+        """Features [B, S, C] in and out; the other arguments are those of `DeformableAttention`."""
+        attended, _, _ = self.attention(features, positions, reference_points, level_sizes)
         rows = (features + attended).flatten(0, 1)  # (B * S, C)
         rows = in_strips(lambda strip: recomputed(self._add_perceptron, strip), rows, self.feedforward[0].out_features)
-        return self.feedforward_norm(rows.view_as(features)), locations, weights
+        return self.feedforward_norm(rows.view_as(features))
 
     def _add_perceptron(self, rows: Tensor) -> Tensor:
         rows = self.attention_norm(rows)
@@ -73,14 +73,11 @@ class PixelDecoder(nn.Module):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
         nn.init.zeros_(self.mask_projection.bias)
 
-    def forward(
-        self, pyramid: list[Tensor], intermediates: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Decode.
 
         Args:
             pyramid: the backbone's features at strides 4, 8, 16, 32. [B, C_i, H / stride, W / stride]
-            intermediates: filled, where given, with what explorers look at.
 
         Returns:
             Mask features [B, mask_dim, H/4, W/4], and the levels at strides 32, 16, 8 [B, C, H / stride, W / stride].
@@ -95,22 +92,15 @@ class PixelDecoder(nn.Module):
         ])  # (S, C)  # fmt: skip
         reference_points = torch.cat([cell_centres(size, features.device) for size in sizes])  # (S, 2)
 
-        for i, layer in enumerate(self.layers):
-            features, locations, weights = layer(features, positions, reference_points, sizes)
-            if intermediates is not None:
-                intermediates[f"pixel_decoder.layer.{i}.sampling_locations"] = locations
-                intermediates[f"pixel_decoder.layer.{i}.sampling_weights"] = weights
+        for layer in self.layers:
+            features = layer(features, positions, reference_points, sizes)
 
         levels = [
             level.transpose(1, 2).unflatten(2, size)
             for level, size in zip(features.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
         ]
         convolution, _ = self.lateral
-        mask_features = recomputed(self._project, recomputed(self._merge, convolution(stride4), levels[-1]))
-        if intermediates is not None:
-            intermediates["pixel_decoder.mask_features"] = mask_features
-            intermediates |= {f"pixel_decoder.level.{i}": level for i, level in enumerate(levels)}
-        return mask_features, levels
+        return recomputed(self._project, recomputed(self._merge, convolution(stride4), levels[-1])), levels
 
     def _merge(self, lateral: Tensor, level: Tensor) -> Tensor:
         """The step up to stride 4, as far as the next convolution."""

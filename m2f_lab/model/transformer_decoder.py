@@ -1,10 +1,18 @@
-"""The masked-attention decoder: queries look only where their own last mask is, and predict anew after every layer.
+"""The masked-attention decoder: queries attend only inside their own last mask, and predict again after every layer.
 
-B batch, Q queries, K classes, C channels, S positions of one level, H/W height/width.
+B batch, Q queries, K classes, C channels, S cells of one level, H/W height/width.
+
+    state = decoder.start(memory)                        the learned queries and their prediction
+    state = decoder.step(state, index, memory)           layer `index`, counted from 0, and its prediction
+
+A decoder variant overrides one of these two, or `attention_mask`, and is passed to `Mask2Former`.
 
 Source: Mask2Former (Cheng et al. 2022), section 3.2.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +21,7 @@ from torch import Tensor, nn
 from m2f_lab.model.layers import Attention, feedforward, sine_positions
 from m2f_lab.model.pixel_decoder import NUM_LEVELS
 from m2f_lab.recipes import ModelConfig
-from m2f_lab.structures import MaskLogits, resize
+from m2f_lab.structures import DecoderState, MaskLogits, Target, resize
 
 
 class DecoderLayer(nn.Module):
@@ -32,120 +40,110 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         queries: Tensor,
-        query_positions: Tensor,
+        positions: Tensor,
         memory: Tensor,
-        memory_keys: Tensor,
-        attention_blocked: Tensor,
-        return_weights: bool = False,
+        keys: Tensor,
+        blocked: Tensor | None,
+        queries_blocked: Tensor | None = None,
+        keep_attention: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Refine the queries with one level of features.
 
         Args:
             queries: [B, Q, C]
-            query_positions: learned; added wherever queries are compared. [Q, C]
+            positions: learned; added wherever queries are compared. [Q, C] or [B, Q, C]
             memory: the level's features, with its level embedding. [B, S, C]
-            memory_keys: the same plus their positions. [B, S, C]
-            attention_blocked: True where a query must not look. bool [B, Q, S]
-            return_weights: also return both kinds of attention weights.
+            keys: the same plus their sine positions. [B, S, C]
+            blocked: True where a query must not look. bool [B, Q, S]
+            queries_blocked: True where a query must not see another one. bool [1 or B, Q, Q]
+            keep_attention: also return both kinds of attention weights.
 
         Returns:
             The queries [B, Q, C], cross-attention weights [B, heads, Q, S] and self-attention weights
             [B, heads, Q, Q], or None for both.
         """
-        attended, cross_weights = self.cross_attention(
-            queries + query_positions, memory_keys, memory, attention_blocked, return_weights
-        )
-        queries = self.cross_attention_norm(queries + attended)
-        positioned = queries + query_positions
-        attended, self_weights = self.self_attention(positioned, positioned, queries, return_weights=return_weights)
-        queries = self.self_attention_norm(queries + attended)
-        queries = self.feedforward_norm(queries + self.feedforward(queries))
-        return queries, cross_weights, self_weights
+        queries, cross = self.attend_to_memory(queries, positions, memory, keys, blocked, keep_attention)
+        queries, within = self.attend_to_queries(queries, positions, queries_blocked, keep_attention)
+        return self.feedforward_norm(queries + self.feedforward(queries)), cross, within
+
+    def attend_to_memory(
+        self, queries: Tensor, positions: Tensor, memory: Tensor, keys: Tensor, blocked: Tensor | None, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Masked cross-attention, residual and norm."""
+        attended, weights = self.cross_attention(queries + positions, keys, memory, blocked, keep)
+        return self.cross_attention_norm(queries + attended), weights
+
+    def attend_to_queries(
+        self, queries: Tensor, positions: Tensor, blocked: Tensor | None, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Self-attention, residual and norm."""
+        positioned = queries + positions
+        attended, weights = self.self_attention(positioned, positioned, queries, blocked, keep)
+        return self.self_attention_norm(queries + attended), weights
 
 
-class Memory(NamedTuple):
-    """What the layers look at: the pixel decoder's features at strides 32, 16, 8.
+class DecoderMemory(NamedTuple):
+    """Everything that all layers share: the pixel decoder's features at strides 32, 16, 8, and the caller's wishes.
 
     Attributes:
         sizes: height and width of each level.
         features: with their level embedding. [B, S, C] each
         keys: features plus sine embeddings, added once for all layers. [B, S, C] each
-        mask_features: the mask features at the size of each level, for attention masks. [B, mask_dim, h, w] each
+        mask_features: [B, mask_dim, H/4, W/4]
+        small_mask_features: detached, at the size of each level, for attention masks. [B, mask_dim, h, w] each
+        targets: ground truth of each image, in training; None otherwise
+        keep_attention: whether states keep attention weights
+        edit_attention: changes what a layer hides: (index of the layer, `blocked`, `opened`) → the two
     """
 
     sizes: list[tuple[int, int]]
     features: list[Tensor]
     keys: list[Tensor]
-    mask_features: list[Tensor]
+    mask_features: Tensor
+    small_mask_features: list[Tensor]
+    targets: Sequence[Target] | None = None
+    keep_attention: bool = False
+    edit_attention: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 class TransformerDecoder(nn.Module):
-    """Learned queries, N layers that visit strides 32, 16, 8 in turn, and N + 1 predictions."""
+    """Learned queries, N layers that visit strides 32, 16, 8 in turn, and N + 1 predictions.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: the architecture.
+        layer: makes one of the N layers.
+    """
+
+    def __init__(self, config: ModelConfig, layer: Callable[[ModelConfig], nn.Module] = DecoderLayer) -> None:
         super().__init__()
         dim = config.hidden_dim
         self.query_features = nn.Parameter(torch.randn(config.num_queries, dim))
         self.query_positions = nn.Parameter(torch.randn(config.num_queries, dim))
         self.level_embedding = nn.Parameter(torch.randn(NUM_LEVELS, dim))
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.num_decoder_layers))
         self.decoder_norm = nn.LayerNorm(dim)
         self.class_head = nn.Linear(dim, config.num_classes + 1)
         self.mask_head = nn.Sequential(
             nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, config.mask_dim)
         )
 
-    def forward(
-        self, levels: list[Tensor], mask_features: Tensor, intermediates: dict | None = None
-    ) -> tuple[list[Tensor], list[MaskLogits]]:
-        """Decode.
+    def forward(self, memory: DecoderMemory) -> list[DecoderState]:
+        """Decode: the state of the learned queries, then the state after every layer."""
+        states = [self.start(memory)]
+        for index in range(len(self.layers)):
+            states.append(self.step(states[-1], index, memory))
+        return states
+
+    def prepare(self, levels: list[Tensor], mask_features: Tensor, **wishes) -> DecoderMemory:
+        """Lay out what all layers look at, once per batch.
+
+        Attention masks are products with small feature maps, resized here instead of once per layer. No gradient flows
+        through them: the published code detaches them, too.
 
         Args:
             levels: the pixel decoder's features at strides 32, 16, 8. [B, C, H / stride, W / stride]
             mask_features: [B, mask_dim, H/4, W/4]
-            intermediates: filled, where given, with what explorers look at.
-
-        Returns:
-            Class logits [B, Q, K+1] and factored masks of every prediction, the learned queries' first.
-        """
-        memory = self.remember(levels, mask_features)
-        queries = self.query_features.expand(len(mask_features), -1, -1)  # (B, Q, C)
-        class_logits, embeddings = self.predict(queries)
-        all_class_logits, all_embeddings = [class_logits], [embeddings]
-        if intermediates is not None:
-            intermediates["decoder.initial_queries"] = queries
-            intermediates["decoder.level_sizes"] = memory.sizes
-
-        for i, layer in enumerate(self.layers):
-            level = i % NUM_LEVELS
-            blocked, opened = attention_blocked(embeddings, memory.mask_features[level])
-            queries, cross_weights, self_weights = layer(
-                queries,
-                self.query_positions,
-                memory.features[level],
-                memory.keys[level],
-                blocked,
-                return_weights=intermediates is not None,
-            )
-            class_logits, embeddings = self.predict(queries)
-            all_class_logits.append(class_logits)
-            all_embeddings.append(embeddings)
-            if intermediates is not None:
-                name = f"decoder.layer.{i}"
-                intermediates[f"{name}.level"] = level
-                intermediates[f"{name}.queries"] = queries
-                intermediates[f"{name}.attention_blocked"] = blocked
-                intermediates[f"{name}.attention_opened"] = opened
-                intermediates[f"{name}.cross_attention"] = cross_weights
-                intermediates[f"{name}.self_attention"] = self_weights
-
-        return all_class_logits, [MaskLogits(e, mask_features) for e in all_embeddings]
-
-    def remember(self, levels: list[Tensor], mask_features: Tensor) -> Memory:
-        """Prepare what the layers look at, once per image.
-
-        Attention masks are products with small feature maps, resized here instead of once per layer. No gradient flows
-        through them: the published code detaches them, too.
+            wishes: `targets`, `keep_attention` and `edit_attention` of the memory.
         """
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
         features = [
@@ -153,7 +151,42 @@ class TransformerDecoder(nn.Module):
             for level, embedding in zip(levels, self.level_embedding, strict=True)
         ]
         keys = [x + sine_positions(size, x.shape[2], x.device) for x, size in zip(features, sizes, strict=True)]
-        return Memory(sizes, features, keys, [resize(mask_features.detach(), size) for size in sizes])
+        small = [resize(mask_features.detach(), size) for size in sizes]
+        return DecoderMemory(sizes, features, keys, mask_features, small, **wishes)
+
+    def start(self, memory: DecoderMemory) -> DecoderState:
+        """The learned queries, which predict before any layer (section 3.2.2: they act as region proposals)."""
+        queries = self.query_features.expand(len(memory.mask_features), -1, -1)  # (B, Q, C)
+        return DecoderState(queries, *self.predict(queries), self.query_positions)
+
+    def step(self, state: DecoderState, index: int, memory: DecoderMemory) -> DecoderState:
+        """Run one layer on one level, and predict.
+
+        Args:
+            state: before the layer.
+            index: the layer, from 0.
+            memory: what it looks at.
+        """
+        level = self.level_of(index)
+        blocked, opened = self.attention_mask(state, index, memory)
+        queries, cross, within = self.layers[index](
+            state.queries,
+            state.positions,
+            memory.features[level],
+            memory.keys[level],
+            blocked,
+            keep_attention=memory.keep_attention,
+        )
+        return DecoderState(queries, *self.predict(queries), state.positions, level, blocked, opened, cross, within)
+
+    def level_of(self, index: int) -> int:
+        """The level that a layer attends to: strides 32, 16, 8 in turn (section 3.2.1)."""
+        return index % NUM_LEVELS
+
+    def attention_mask(self, state: DecoderState, index: int, memory: DecoderMemory) -> tuple[Tensor, Tensor]:
+        """Cells that layer `index` hides from each query, bool [B, Q, S], and rows that were opened, bool [B, Q]."""
+        blocked, opened = attention_blocked(state.embeddings, memory.small_mask_features[self.level_of(index)])
+        return memory.edit_attention(index, blocked, opened) if memory.edit_attention else (blocked, opened)
 
     def predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [B, Q, K+1] and mask embeddings [B, Q, mask_dim]."""
@@ -163,7 +196,7 @@ class TransformerDecoder(nn.Module):
 
 @torch.no_grad()
 def attention_blocked(embeddings: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a query must not look: outside its own mask, unless that mask is empty.
+    """Block attention outside a query's own mask, unless that mask is empty.
 
     Args:
         embeddings: mask embeddings. [B, Q, C]
