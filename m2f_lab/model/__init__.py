@@ -1,6 +1,18 @@
 """The model: one file per box of the paper's Figure 2."""
 
+from m2f_lab.model.backbone import Backbone
 from m2f_lab.model.mask2former import Mask2Former, build_model
+from m2f_lab.model.pixel_decoder import PixelDecoder
+from m2f_lab.model.transformer_decoder import DecoderLayer, DecoderMemory, TransformerDecoder
 from m2f_lab.recipes import ModelConfig
 
-__all__ = ["Mask2Former", "ModelConfig", "build_model"]
+__all__ = [
+    "Backbone",
+    "DecoderLayer",
+    "DecoderMemory",
+    "Mask2Former",
+    "ModelConfig",
+    "PixelDecoder",
+    "TransformerDecoder",
+    "build_model",
+]

@@ -5,7 +5,7 @@ B batch, Q queries, K classes, C channels, S cells of one level, H/W height/widt
     state = decoder.start(memory)                        the learned queries and their prediction
     state = decoder.step(state, index, memory)           layer `index`, counted from 0, and its prediction
 
-A decoder variant overrides one of these two, or `attention_mask`, and is passed to `Mask2Former`.
+A decoder variant overrides one of these two, or a smaller piece of a step, and is passed to `Mask2Former`.
 
 Source: Mask2Former (Cheng et al. 2022), section 3.2.
 """
@@ -175,7 +175,8 @@ class TransformerDecoder(nn.Module):
             memory.features[level],
             memory.keys[level],
             blocked,
-            keep_attention=memory.keep_attention,
+            self.queries_blocked(state, memory),
+            memory.keep_attention,
         )
         return DecoderState(queries, *self.predict(queries), state.positions, level, blocked, opened, cross, within)
 
@@ -187,6 +188,10 @@ class TransformerDecoder(nn.Module):
         """Cells that layer `index` hides from each query, bool [B, Q, S], and rows that were opened, bool [B, Q]."""
         blocked, opened = attention_blocked(state.embeddings, memory.small_mask_features[self.level_of(index)])
         return memory.edit_attention(index, blocked, opened) if memory.edit_attention else (blocked, opened)
+
+    def queries_blocked(self, state: DecoderState, memory: DecoderMemory) -> Tensor | None:
+        """Queries that are hidden from each query in self-attention, bool [1 or B, Q, Q]; None where all are seen."""
+        return None
 
     def predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [B, Q, K+1] and mask embeddings [B, Q, mask_dim]."""
