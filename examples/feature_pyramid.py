@@ -7,8 +7,8 @@
 
 B batch, C channels, H/W height/width.
 
-Source: Feature Pyramid Networks (Lin et al. 2017), section 3; the paper's ablation of pixel decoders (Mask2Former,
-table 4e) has one, too.
+Source: Feature Pyramid Networks (Lin et al. 2017), section 3; the paper compares pixel decoders, too (Mask2Former,
+section 4.3).
 """
 
 from torch import Tensor, nn
