@@ -26,7 +26,7 @@ quickstart: $(USERS_SETUP) scenes  ## install, draw scenes, train a tiny model, 
 
 scenes: $(USERS_SETUP)  ## draw the sample scenes into data/scenes, unless they are there
 	@echo "Drawing the sample scenes, unless they are there"
-	@$(PY) -m m2f_lab.data.scenes
+	@$(PY) -m m2f_lab.scenes
 
 test: unit-tests notebook-tests browser-tests  ## the whole suite: the three below, one after the other
 

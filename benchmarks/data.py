@@ -27,10 +27,11 @@ from torch import Tensor
 from benchmarks import published_mapper as published
 from benchmarks.report import Table
 from m2f_lab import recipes
-from m2f_lab.data import Dataset, Sample, TrainingTransform, open_dataset, resized_size, write_ade20k
+from m2f_lab.data import Dataset, Sample, TrainingTransform, open_dataset, resized_size
 from m2f_lab.data.jitter import ColorJitter
 from m2f_lab.data.transforms import crop_of_resized_image, crop_of_resized_labels
 from m2f_lab.recipes import DataConfig
+from m2f_lab.scenes import write_ade20k
 from m2f_lab.structures import Target
 
 Both = tuple[Callable[[int], object], Callable[[int], object]]

@@ -34,11 +34,11 @@ def memory() -> float:
 def measure(name: str) -> dict[str, float]:
     """Open and close a tool three times; MiB."""
     from m2f_lab import explore, recipes
-    from m2f_lab.data.scenes import draw_street
     from m2f_lab.explore import plots  # noqa: F401  what a tool imports for its static figure is not its own
     from m2f_lab.explore.explorer import trim_heap
     from m2f_lab.inference.predict import look
     from m2f_lab.model import build_model
+    from m2f_lab.scenes import draw_street
     from m2f_lab.training.loop import peak_memory
 
     torch.manual_seed(0)

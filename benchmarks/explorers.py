@@ -29,7 +29,7 @@ SETUP = """\
 import numpy as np
 import torch
 from m2f_lab import QueryExplorer, explore, recipes
-from m2f_lab.data.scenes import draw_street
+from m2f_lab.scenes import draw_street
 from m2f_lab.model import build_model
 
 torch.manual_seed(0)

@@ -56,7 +56,7 @@ PROGRAM = """
 import json
 import torch
 from m2f_lab import recipes
-from m2f_lab.data.scenes import draw_street
+from m2f_lab.scenes import draw_street
 from m2f_lab.explore import CounterfactualExplorer, MatchingInspector, PixelLedger, QueryExplorer, SamplingViewer
 from m2f_lab.model import build_model
 

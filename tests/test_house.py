@@ -21,7 +21,7 @@ FLOORS = (
     ("model",),
     ("weights", "evaluation"),
     ("training",),
-    ("explore", "__main__"),
+    ("explore", "__main__", "scenes"),
     ("__init__",),  # the public face, which everything else stays away from
 )
 # A module imports from floors below it, and on its own floor from what stands to its left: a higher number.

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from m2f_lab import build_model, recipes
 from m2f_lab.data.cityscapes import TRAIN_IDS
-from m2f_lab.data.scenes import draw_street
 from m2f_lab.loss import Criterion
 from m2f_lab.recipes import ModelConfig
+from m2f_lab.scenes import draw_street
 from m2f_lab.structures import Output, Target
 
 RECIPE = recipes.debug_tiny()

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2f_lab.data import DataError, audit, open_dataset, read_label, scenes, split_instance_ids
+from m2f_lab.data import DataError, audit, open_dataset, read_label, split_instance_ids
 from m2f_lab.data import ade20k as ade20k_reader
 from m2f_lab.data import cityscapes as cityscapes_reader
-from m2f_lab.data.drawing import stage as drawing
-from m2f_lab.data.drawing.props import Prop, Stage
-from m2f_lab.data.scenes import Scene, draw_room, draw_street, render_sample, write_ade20k, write_cityscapes
+from m2f_lab.scenes import Scene, draw_room, draw_street, render_sample, write_ade20k, write_cityscapes, writing
+from m2f_lab.scenes import stage as drawing
+from m2f_lab.scenes.__main__ import main
+from m2f_lab.scenes.props import Prop, Stage
 
 DRAWERS = {"street": draw_street, "room": draw_room}
 
@@ -205,7 +206,7 @@ def test_another_process_draws_the_same() -> None:
     """Nothing hangs on the order of sets or on random state that other code has touched."""
     program = (
         "import random, numpy, hashlib; random.seed(5); numpy.random.seed(5)\n"
-        "from m2f_lab.data.scenes import draw_room, draw_street\n"
+        "from m2f_lab.scenes import draw_room, draw_street\n"
         "for draw in (draw_street, draw_room):\n"
         "    s = draw(7, (64, 96))\n"
         "    print(hashlib.sha256(b''.join((s.image, s.class_ids, s.instance_ids))).hexdigest())\n"
@@ -236,7 +237,7 @@ def test_a_size_that_is_too_small_is_refused() -> None:
 
 def test_cityscapes_layout(tmp_path) -> None:
     root = write_cityscapes(tmp_path / "streets", num_train=4, num_val=2, size=(48, 96), seed=3)
-    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*") if path.name != scenes.MARKER)
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*") if path.name != writing.MARKER)
     pattern = r"(leftImg8bit|gtFine)/(train|val)/([a-z]+)/\3_\d{6}_\d{6}_(leftImg8bit|gtFine_(label|instance)Ids)\.png"
     assert all(re.fullmatch(pattern, file) for file in files)
     assert len(files) == 3 * 6
@@ -282,7 +283,7 @@ def test_ade20k_is_read_by_the_reader(tmp_path) -> None:
 
 
 def test_the_sample_holds_both_and_the_readers_find_them(tmp_path, capsys) -> None:
-    scenes.main([str(tmp_path / "scenes"), "--cityscapes", "2", "--ade20k", "1"])
+    main([str(tmp_path / "scenes"), "--cityscapes", "2", "--ade20k", "1"])
     assert "cityscapes: " in capsys.readouterr().out
     assert [len(open_dataset("cityscapes", tmp_path / "scenes", split)) for split in ("train", "val")] == [2, 1]
     assert [len(open_dataset("ade20k", tmp_path / "scenes", split)) for split in ("train", "val")] == [1, 1]
@@ -298,7 +299,7 @@ def test_writing_twice_does_nothing(write, tmp_path, monkeypatch) -> None:
     (tmp_path / "set").mkdir()  # an empty folder is as good as none
     root = write(tmp_path / "set", **arguments)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    monkeypatch.setattr(scenes, "_save", None)
+    monkeypatch.setattr(writing, "_save", None)
     assert write(tmp_path / "set", **arguments) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     assert os.listdir(tmp_path) == ["set"]
@@ -312,6 +313,13 @@ def test_other_scenes_are_not_overwritten(tmp_path) -> None:
         write_ade20k(root, num_train=1, num_val=1, size=(32, 32))
 
 
+def test_set_written_before_the_package_moved_is_recognised(tmp_path) -> None:
+    root = write_cityscapes(tmp_path / "set", num_train=1, num_val=1, size=(32, 32))
+    marker = root / writing.MARKER
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"drawn by": "m2f_lab.data.scenes"}))
+    assert write_cityscapes(root, num_train=1, num_val=1, size=(32, 32)) == root
+
+
 def test_a_real_data_set_is_never_touched(tmp_path) -> None:
     picture = tmp_path / "leftImg8bit" / "train" / "aachen" / "aachen_000000_000019_leftImg8bit.png"
     picture.parent.mkdir(parents=True)
@@ -323,7 +331,7 @@ def test_a_real_data_set_is_never_touched(tmp_path) -> None:
 
 
 def test_an_interrupted_call_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
-    save, saved = scenes._save, []
+    save, saved = writing._save, []
 
     def interrupted(pixels, path) -> None:
         if len(saved) == 4:
@@ -331,7 +339,7 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path, monkeypatch) -> Non
         saved.append(path)
         save(pixels, path)
 
-    monkeypatch.setattr(scenes, "_save", interrupted)
+    monkeypatch.setattr(writing, "_save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_cityscapes(tmp_path / "set", num_train=3, num_val=1, size=(32, 32))
     assert len(saved) == 4
@@ -341,17 +349,17 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path, monkeypatch) -> Non
 def test_two_processes_may_write_at_once(tmp_path, monkeypatch) -> None:
     """Another process finishes the same set while this one draws."""
     arguments = dict(num_train=2, num_val=1, size=(32, 32))
-    save = scenes._save
+    save = writing._save
 
     def overtaken(pixels, path) -> None:
-        monkeypatch.setattr(scenes, "_save", save)
+        monkeypatch.setattr(writing, "_save", save)
         write_ade20k(tmp_path / "set", **arguments)
         save(pixels, path)
 
-    monkeypatch.setattr(scenes, "_save", overtaken)
+    monkeypatch.setattr(writing, "_save", overtaken)
     root = write_ade20k(tmp_path / "set", **arguments)
     assert os.listdir(tmp_path) == ["set"]
-    assert json.loads((root / scenes.MARKER).read_text())["num_train"] == 2
+    assert json.loads((root / writing.MARKER).read_text())["num_train"] == 2
     assert len(open_dataset("ade20k", root, "train")) == 2
 
 

@@ -13,8 +13,8 @@ import torch
 import m2f_lab.training.loop as loop
 from m2f_lab import recipes
 from m2f_lab.data import DataError, open_dataset
-from m2f_lab.data.scenes import write_cityscapes
 from m2f_lab.evaluation import evaluate, format_table
+from m2f_lab.scenes import write_cityscapes
 from m2f_lab.training import ProgressBar, Run, train
 from m2f_lab.training.distributed import Processes
 from m2f_lab.training.run import append_row

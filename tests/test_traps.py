@@ -19,12 +19,12 @@ from PIL import Image
 
 from m2f_lab import build_model, evaluate, recipes, train
 from m2f_lab.data import open_dataset
-from m2f_lab.data.scenes import write_ade20k, write_cityscapes
 from m2f_lab.explore import TrapLab, plots, trap_lab, traps
 from m2f_lab.explore.traps import TRAPS, Bench, Trap
 from m2f_lab.explore.traps.attention import never_opened
 from m2f_lab.inference.postprocess import panoptic
 from m2f_lab.model.transformer_decoder import attention_blocked
+from m2f_lab.scenes import write_ade20k, write_cityscapes
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = recipes.debug_tiny().vary(

@@ -4,7 +4,7 @@ dataset = open_dataset("ade20k", "data/ADEChallengeData2016", "train")
 print(audit(dataset, limit=200))
 batches = training_batches(dataset, recipe.data, batch_size=16, seed=0, num_batches=100)
 
-Scenes to practise on: draw_street, draw_room, write_cityscapes, write_ade20k, render_sample.
+Scenes to practise on: m2f_lab.scenes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ __all__ = [
     "training_batches",
 ]
 
-_SCENES = ("Scene", "draw_room", "draw_street", "render_sample", "write_ade20k", "write_cityscapes")
 _READERS = {"ade20k": open_ade20k, "cityscapes": open_cityscapes, "folder": open_folder}
 
 
@@ -59,12 +58,3 @@ def open_dataset(name: str, root: str | Path, split: str, *, strict: bool = True
     if name not in _READERS:
         raise ValueError(f"There is no data set called {name!r}; there are {', '.join(_READERS)}.")
     return _READERS[name](root, split, strict)
-
-
-def __getattr__(name: str) -> object:
-    # On first use only: `python -m m2f_lab.data.scenes` would warn that the package has imported the module already.
-    if name in _SCENES:
-        from m2f_lab.data import scenes
-
-        return getattr(scenes, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -235,7 +235,7 @@ def check_layout(title: str, root: Path, folders: Iterable[Path], layout: str) -
                 f"No {title} here: there is no folder {folder}.\n"
                 f"Expected:\n{layout}\nFound:\n  {describe_folder(root)}\n"
                 "data/README.md says where each data set comes from and how it is laid out; "
-                "m2f_lab.data.write_ade20k and write_cityscapes draw one to practise on."
+                "m2f_lab.scenes.write_ade20k and write_cityscapes draw one to practise on."
             )
 
 

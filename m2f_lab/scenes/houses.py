@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from m2f_lab.data.drawing.props import Facet, Prop, Stage
-from m2f_lab.data.drawing.scenery import along_street
-from m2f_lab.data.drawing.stage import Color, mix, shade
+from m2f_lab.scenes.props import Facet, Prop, Stage
+from m2f_lab.scenes.scenery import along_street
+from m2f_lab.scenes.stage import Color, mix, shade
 
 BUILDING = 11
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from m2f_lab.data.drawing.stage import NEAR, Camera, Color, Light, Paper, Point2, Point3, shade
+from m2f_lab.scenes.stage import NEAR, Camera, Color, Light, Paper, Point2, Point3, shade
 
 
 @dataclass(frozen=True)

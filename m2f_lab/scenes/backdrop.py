@@ -6,9 +6,9 @@ import itertools
 import math
 from random import Random
 
-from m2f_lab.data.drawing import houses, scenery
-from m2f_lab.data.drawing.props import Prop, Stage
-from m2f_lab.data.drawing.stage import Color, Light, mix, shade
+from m2f_lab.scenes import houses, scenery
+from m2f_lab.scenes.props import Prop, Stage
+from m2f_lab.scenes.stage import Color, Light, mix, shade
 
 ROAD, SIDEWALK, TERRAIN, SKY = 7, 8, 22, 23
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from m2f_lab.data.drawing import fittings
-from m2f_lab.data.drawing.furniture import CABINET, DESK, TABLE, WOODS, cabinet, table
-from m2f_lab.data.drawing.props import Prop, Stage
-from m2f_lab.data.drawing.stage import Color, shade
+from m2f_lab.scenes import fittings
+from m2f_lab.scenes.furniture import CABINET, DESK, TABLE, WOODS, cabinet, table
+from m2f_lab.scenes.props import Prop, Stage
+from m2f_lab.scenes.stage import Color, shade
 
 SINK, FIREPLACE, REFRIGERATOR, COUNTERTOP, STOVE, TELEVISION, MONITOR = 48, 50, 51, 71, 72, 90, 144
 STEEL = (186, 192, 198)

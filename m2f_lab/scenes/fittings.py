@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from m2f_lab.data.drawing.furniture import BOOK, COVERS, FABRICS, WOODS, books
-from m2f_lab.data.drawing.props import Prop, Stage
-from m2f_lab.data.drawing.stage import Color, mix, shade
+from m2f_lab.scenes.furniture import BOOK, COVERS, FABRICS, WOODS, books
+from m2f_lab.scenes.props import Prop, Stage
+from m2f_lab.scenes.stage import Color, mix, shade
 
 WINDOW, DOOR, PLANT, CURTAIN, PAINTING, MIRROR, LAMP, BOX, FLOWER = 9, 15, 18, 19, 23, 28, 37, 42, 67
 OTHER, SHELF, CHANDELIER, BASKET, BALL, POT = 0, 25, 86, 113, 120, 126

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from m2f_lab.data.drawing.props import Prop, Stage
-from m2f_lab.data.drawing.stage import Color, Point2, shade
+from m2f_lab.scenes.props import Prop, Stage
+from m2f_lab.scenes.stage import Color, Point2, shade
 
 PERSON, RIDER, MOTORCYCLE, BICYCLE = 24, 25, 32, 33
 DYNAMIC = 5  # Cityscapes' void class for what moves and is none of the others

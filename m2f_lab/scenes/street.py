@@ -9,8 +9,8 @@ from random import Random
 
 import numpy as np
 
-from m2f_lab.data.drawing import houses, people, scenery, traffic
-from m2f_lab.data.drawing.backdrop import (
+from m2f_lab.scenes import houses, people, scenery, traffic
+from m2f_lab.scenes.backdrop import (
     ROAD,
     SIDEWALK,
     SKY,
@@ -21,8 +21,8 @@ from m2f_lab.data.drawing.backdrop import (
     paint_horizon,
     paint_sky,
 )
-from m2f_lab.data.drawing.props import Prop, Stage, far_to_near
-from m2f_lab.data.drawing.stage import Camera, Paper, Point2, shade
+from m2f_lab.scenes.props import Prop, Stage, far_to_near
+from m2f_lab.scenes.stage import Camera, Paper, Point2, shade
 
 EGO_VEHICLE = 1
 

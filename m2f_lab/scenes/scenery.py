@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from m2f_lab.data.drawing.props import Prop, Stage
-from m2f_lab.data.drawing.stage import Color, mix, shade
+from m2f_lab.scenes.props import Prop, Stage
+from m2f_lab.scenes.stage import Color, mix, shade
 
 WALL, FENCE, POLE, TRAFFIC_LIGHT, TRAFFIC_SIGN, VEGETATION = 12, 13, 17, 19, 20, 21
 STATIC = 4  # Cityscapes' void class for bins, benches and the like

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from m2f_lab.data.drawing.props import Facet, Prop, Stage
-from m2f_lab.data.drawing.stage import Color, mix, shade
+from m2f_lab.scenes.props import Facet, Prop, Stage
+from m2f_lab.scenes.stage import Color, mix, shade
 
 BED, CABINET, TABLE, CHAIR, SOFA, ARMCHAIR, DESK, WARDROBE, CUSHION, DRAWERS = 8, 11, 16, 20, 24, 31, 34, 36, 40, 45
 PILLOW, BOOKCASE, COFFEE_TABLE, BOOK, SWIVEL_CHAIR, OTTOMAN, STOOL = 58, 63, 65, 68, 76, 98, 111

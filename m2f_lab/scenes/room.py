@@ -9,10 +9,10 @@ from random import Random
 
 import numpy as np
 
-from m2f_lab.data.drawing import ensembles, fittings, furniture
-from m2f_lab.data.drawing.props import Prop, Stage, far_to_near
-from m2f_lab.data.drawing.shell import CEILING, FLOOR, RUG, TIMES, WALL, View, paint_rug, paint_shell
-from m2f_lab.data.drawing.stage import Camera, Color, Paper, Point2
+from m2f_lab.scenes import ensembles, fittings, furniture
+from m2f_lab.scenes.props import Prop, Stage, far_to_near
+from m2f_lab.scenes.shell import CEILING, FLOOR, RUG, TIMES, WALL, View, paint_rug, paint_shell
+from m2f_lab.scenes.stage import Camera, Color, Paper, Point2
 
 TEXTURE = {  # class id → fine and coarse grain in grey values
     WALL: (1.2, 0.8), FLOOR: (2.5, 2.0), CEILING: (0.8, 0.4), RUG: (6.0, 2.0), fittings.PLANT: (5.0, 3.0),

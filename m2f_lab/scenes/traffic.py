@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from m2f_lab.data.drawing.props import Facet, Prop, Stage
-from m2f_lab.data.drawing.stage import Color, mix, shade
+from m2f_lab.scenes.props import Facet, Prop, Stage
+from m2f_lab.scenes.stage import Color, mix, shade
 
 CAR, TRUCK, BUS, TRAM = 26, 27, 28, 31
 

@@ -1,16 +1,10 @@
-"""Drawn streets and rooms with exact labels, in the layouts of Cityscapes and ADE20K.
-
-They let everything run on a machine that has no data set: the readers, the transforms, the training, the notebooks.
-They use the real class ids, and the real readers read them. The drawing itself is in `m2f_lab.data.drawing`.
-
-    python -m m2f_lab.data.scenes data/scenes      # 200 streets and 200 rooms, and a quarter as many to validate on
+"""Draw single scenes, and write sets of them in the layouts of Cityscapes and ADE20K.
 
 H/W height/width.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -22,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from m2f_lab.data.dataset import DataError
-from m2f_lab.data.drawing import room, street
+from m2f_lab.scenes import room, street
 
 MARKER = "scenes.json"
-VERSION = 1  # of the drawings: to be raised when the same seed gives another picture
+VERSION = 1  # version of the drawings; raise it when a seed gives another picture
 _TOWNS = {"train": ("farbdorf", "kreidestadt", "tuschingen"), "val": ("papierburg", "pinselbach")}
 _VALIDATION = 500_000  # the seed of the first validation scene, counted from that of the first training scene
 
@@ -154,7 +148,7 @@ def _write(
         raise ValueError(f"Each split has 1 to {_VALIDATION} scenes, got {num_train} and {num_val}.")
     root = Path(root).expanduser().resolve()
     wanted = {
-        "drawn by": "m2f_lab.data.scenes", "version": VERSION, "layout": layout, "num_train": num_train,
+        "version": VERSION, "layout": layout, "num_train": num_train,
         "num_val": num_val, "size": list(_checked(size)), "seed": seed,
     }  # fmt: skip
     if _is_there(root, wanted):
@@ -166,7 +160,7 @@ def _write(
             first = seed * 2 * _VALIDATION + (_VALIDATION if split == "val" else 0)
             for index in range(count):
                 write(draft, split, index, draw(first + index, size))
-        (draft / MARKER).write_text(json.dumps(wanted, indent=2) + "\n")
+        (draft / MARKER).write_text(json.dumps({"drawn by": "m2f_lab.scenes", **wanted}, indent=2) + "\n")
         draft.chmod(0o755)  # mkdtemp's own folders are for nobody else
         if not _is_there(root, wanted):  # another process may have been faster
             if root.exists():
@@ -192,25 +186,10 @@ def _is_there(root: Path, wanted: dict) -> bool:
             "Name another folder for the scenes."
         )
     found = json.loads(marker.read_text())
-    if found != wanted:
-        differs = [f"{k} is {found.get(k)!r}, not {v!r}" for k, v in wanted.items() if found.get(k) != v]
+    differs = [f"{k} is {found.get(k)!r}, not {v!r}" for k, v in wanted.items() if found.get(k) != v]
+    if differs:
         raise DataError(
-            f"{root} holds other drawn scenes ({'; '.join(differs)}). Delete the folder to draw them anew, or name "
+            f"{root} holds other drawn scenes ({'; '.join(differs)}). Delete the folder to draw them again, or name "
             "another one."
         )
     return True
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m m2f_lab.data.scenes", description="Draw the sample scenes.")
-    parser.add_argument("root", nargs="?", default="data/scenes", help="folder to write (data/scenes)")
-    parser.add_argument("--cityscapes", type=int, default=200, metavar="N", help="streets to train on (200)")
-    parser.add_argument("--ade20k", type=int, default=200, metavar="N", help="rooms to train on (200)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    for name, path in render_sample(options.root, options.cityscapes, options.ade20k, options.seed).items():
-        print(f"{name}: {path}")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from m2f_lab.data.drawing.furniture import FABRICS
-from m2f_lab.data.drawing.props import Facet, Prop, Stage
-from m2f_lab.data.drawing.stage import Color, Light, Point2, Point3, mix, shade
+from m2f_lab.scenes.furniture import FABRICS
+from m2f_lab.scenes.props import Facet, Prop, Stage
+from m2f_lab.scenes.stage import Color, Light, Point2, Point3, mix, shade
 
 WALL, FLOOR, CEILING, RUG = 1, 4, 6, 29
 
