@@ -1,4 +1,4 @@
-"""What lies behind everything in a street: the sky, the horizon, and the ground with its markings."""
+"""Background of a street: the sky, the horizon, and the ground with its markings."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def paint_horizon(stage: Stage, leaves: tuple[Color, ...]) -> None:
 
 
 class Ground:
-    """Grass, pavements, the road and what is painted on it.
+    """Grass, pavements, the road and its markings.
 
     Args:
         half_road: from the middle of the road to the curb, in metres
@@ -174,6 +174,6 @@ class Ground:
                 x = -half + 0.4 + i
                 self._strip(road, (x, x + 0.5), white, (begin - 3, begin - 0.4))
             self._strip(road, (0.1, half - 0.2), white, (begin - 4.2, begin - 3.8))
-        for _ in range(2):  # mended asphalt
+        for _ in range(2):  # patches in the asphalt
             x, z = rng.uniform(-half, half - 1.5), rng.uniform(4, 30)
             self._strip(road, (x, x + 1.4), shade(self.asphalt, rng.uniform(0.88, 0.96)), (z, z + rng.uniform(1, 4)))

@@ -1,4 +1,4 @@
-"""Groups that belong together: a desk and what is on it, a kitchen, a fireplace. The origin is as in `furniture`."""
+"""Groups of furniture: a desk and the things on it, a kitchen, a fireplace. Origins are those of `furniture`."""
 
 from __future__ import annotations
 

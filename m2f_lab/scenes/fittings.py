@@ -1,4 +1,4 @@
-"""What hangs on a wall or from the ceiling, grows in a pot or lies about."""
+"""Things that hang on a wall or from the ceiling, plants, and things that lie on the floor."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def plant(stage: Stage, x: float, z: float, height: float) -> None:
 
 
 def small_plant(place: Prop) -> None:
-    """A pot plant to put somewhere."""
+    """A small pot plant, for a table or a shelf."""
     pot, leafs, rng = place.as_class(POT, thing=True), place.as_class(PLANT), place.rng
     green = rng.choice(GREENS)
     for i in range(7):
@@ -287,7 +287,7 @@ def sleeping_cat(stage: Stage, x: float, z: float) -> None:
 
 
 def guitar(stage: Stage, x: float, z: float) -> None:
-    """A guitar; ADE20K's 150 classes have no name for it, so that it is "other"."""
+    """A guitar: "other", since none of ADE20K's 150 classes fits."""
     prop = Prop(stage, OTHER, x, z)
     wood = stage.rng.choice(((206, 132, 66), (176, 84, 52), (230, 186, 120)))
     prop.stick((0, 0.4, 0), (0.1, 1.02, 0), 0.06, (86, 58, 46))
@@ -298,7 +298,7 @@ def guitar(stage: Stage, x: float, z: float) -> None:
 
 
 def clutter(stage: Stage, x: float, z: float) -> None:
-    """A basket, a ball, a box or a suitcase (which ADE20K has no name for) on the floor."""
+    """A basket, a ball, a box or a suitcase ("other" in ADE20K) on the floor."""
     rng = stage.rng
     kind = rng.choice((BASKET, BALL, BOX, OTHER))
     prop = Prop(stage, kind, x, z, yaw=rng.uniform(-0.6, 0.6), thing=kind != OTHER)

@@ -1,6 +1,6 @@
-"""What stands in a room. The origin is on the floor, at the middle of the edge that stands against the wall.
+"""Furniture. The origin is on the floor, at the middle of the edge that stands against the wall.
 
-The viewer is always on the side of the wall's front, so that "from the wall into the room" is from far to near.
+The viewer is always in front of the wall, so painting from the wall into the room is painting from far to near.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def cushion(prop: Prop, u: float, v: float, w: float, color: Color) -> None:
 
 
 def table(stage: Stage, x: float, z: float, yaw: float, class_id: int, size: tuple[float, float, float]) -> Prop:
-    """A table of some width, depth and height; returned so that things can be put onto it."""
+    """A table of the given width, depth and height. Returns its prop, to put things onto it."""
     prop, (width, depth, height) = Prop(stage, class_id, x, z, yaw=yaw, thing=True), size
     wood, half = stage.rng.choice(WOODS), width / 2
     legs = []
@@ -151,7 +151,7 @@ def stool(stage: Stage, x: float, z: float, class_id: int, color: Color) -> None
 
 
 def cabinet(stage: Stage, x: float, z: float, yaw: float, class_id: int, size: tuple[float, float, float]) -> Prop:
-    """A cabinet, wardrobe or chest of drawers of some width, depth and height, with doors or drawers."""
+    """A cabinet, wardrobe or chest of drawers of the given width, depth and height, with doors or drawers."""
     prop, (width, depth, height) = Prop(stage, class_id, x, z, yaw=yaw, thing=True), size
     wood = stage.rng.choice(WOODS)
     faces = prop.box((-width / 2, width / 2), (0.06, height), (-depth, 0), wood, top=shade(wood, 1.12))

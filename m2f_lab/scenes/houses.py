@@ -17,7 +17,7 @@ LIT, UNLIT = (255, 214, 132), (96, 116, 136)
 
 
 def building(stage: Stage, side: int, x: float, z0: float, z1: float, storeys: int, modern: bool) -> None:
-    """A house whose front stands x metres beside the middle of the street, from z0 to z1."""
+    """A house whose front is x metres beside the middle of the street, from z0 to z1."""
     rng = stage.rng
     prop = along_street(stage, BUILDING, side, x, z0, z1)
     prop.depth = max(1.0, (z0 + z1) / 2)
@@ -50,13 +50,13 @@ class _Roof:
         self.color, self.rise = prop.rng.choice(ROOFS), prop.rng.uniform(2.2, 3.8)
 
     def chimney(self) -> None:
-        """To be painted before the house, which hides its foot."""
+        """Paint the chimney. Call before painting the house, which hides its foot."""
         u, top = self.prop.rng.uniform(0.2, 0.7) * self.length, self.height + self.rise
         w = self.depth / 2
         self.prop.box((u, u + 0.8), (top - 1.5, top + 0.9), (w - 0.9, w - 0.2), shade(self.color, 0.85))
 
     def paint(self, gable_at: float, plaster: Color) -> None:
-        """The slope towards the street, and the gable above the wall that looks at the viewer."""
+        """Paint the slope towards the street, and the gable above the wall that faces the viewer."""
         prop, length, top, ridge = self.prop, self.length, self.height + self.rise, self.depth / 2
         prop.face([(gable_at, self.height, 0.0), (gable_at, self.height, self.depth), (gable_at, top, ridge)], plaster)
         eaves = self.height - 0.15

@@ -1,4 +1,4 @@
-"""People, and what they ride. They are paper cut-outs: u to the right, v up, turned by the yaw of their prop."""
+"""People, bicycles and scooters, as paper cut-outs: u to the right, v up, turned by the yaw of their prop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from m2f_lab.scenes.props import Prop, Stage
 from m2f_lab.scenes.stage import Color, Point2, shade
 
 PERSON, RIDER, MOTORCYCLE, BICYCLE = 24, 25, 32, 33
-DYNAMIC = 5  # Cityscapes' void class for what moves and is none of the others
+DYNAMIC = 5  # Cityscapes' void class for moving things of no other class
 
 SKINS = ((255, 219, 186), (241, 194, 150), (204, 146, 104), (150, 98, 66), (102, 66, 46))
 HAIRS = ((52, 38, 34), (98, 62, 40), (166, 110, 58), (226, 186, 104), (150, 150, 154), (146, 58, 36))
@@ -23,7 +23,7 @@ TYRE = (40, 40, 46)
 
 
 def person(stage: Stage, x: float, z: float) -> None:
-    """Somebody who walks or stands, sometimes with a bag, a child's balloon or a dog."""
+    """A person who walks or stands, sometimes with a bag, a balloon or a dog."""
     rng, child = stage.rng, stage.rng.random() < 0.16
     height, side = rng.uniform(1.05, 1.3) if child else rng.uniform(1.55, 1.9), rng.choice((-1, 1))
     if not child and rng.random() < 0.12:
@@ -35,7 +35,7 @@ def person(stage: Stage, x: float, z: float) -> None:
 
 
 def _figure(prop: Prop, side: int) -> None:
-    """A walking figure 1.7 units tall, who looks to the left (-1) or to the right (1)."""
+    """A walking figure 1.7 units tall, facing left (-1) or right (1)."""
     rng = prop.rng
     skin, hair, top, legs = rng.choice(SKINS), rng.choice(HAIRS), rng.choice(CLOTHES), rng.choice(TROUSERS)
     style = rng.choice(("trousers", "trousers", "skirt", "coat"))
@@ -59,7 +59,7 @@ def _figure(prop: Prop, side: int) -> None:
 
 
 def _tapered(prop: Prop, u: float, v: tuple[float, float], half: tuple[float, float], color: Color) -> None:
-    """A card from a low to a high edge, each of some half width."""
+    """A card from a low to a high edge, each with its half width."""
     (low, high), (a, b) = v, half
     prop.card(((u - a, low), (u + a, low), (u + b, high), (u - b, high)), color)
 
@@ -97,7 +97,7 @@ def _dog(prop: Prop, side: int) -> None:
 
 
 def cyclist(stage: Stage, x: float, z: float, yaw: float, ridden: bool) -> None:
-    """A bicycle from the side, with somebody on it or parked."""
+    """A bicycle from the side, ridden or parked."""
     bike = Prop(stage, BICYCLE, x, z, yaw=yaw, thing=True)
     color = stage.rng.choice(CLOTHES[:7])
     for u in (-0.52, 0.52):
@@ -114,7 +114,7 @@ def cyclist(stage: Stage, x: float, z: float, yaw: float, ridden: bool) -> None:
 
 
 def motorcyclist(stage: Stage, x: float, z: float, yaw: float, ridden: bool) -> None:
-    """A scooter from the side, with somebody on it or parked."""
+    """A scooter from the side, ridden or parked."""
     bike = Prop(stage, MOTORCYCLE, x, z, yaw=yaw, thing=True)
     color = stage.rng.choice(((120, 196, 186), (226, 92, 82), (244, 210, 130), (92, 120, 160), (236, 236, 230)))
     for u in (-0.55, 0.58):
@@ -137,7 +137,7 @@ def _disc(prop: Prop, center: tuple[float, float], radius: float, color: Color) 
 
 
 def _rider(prop: Prop, seat: Point2, bars: Point2, pedal: Point2, helmet: bool | None = None) -> None:
-    """Somebody who sits on a seat and holds the bars; with a helmet, without, or perhaps (None)."""
+    """A rider on a seat who holds the bars; with a helmet, without one, or at random (None)."""
     rng = prop.rng
     skin, top, legs = rng.choice(SKINS), rng.choice(CLOTHES), rng.choice(TROUSERS)
     shoulder = (seat[0] + 0.22, seat[1] + 0.52)

@@ -1,4 +1,4 @@
-"""A prop stands somewhere on the stage and is built from boxes, faces, balls and sticks.
+"""Props: objects placed on the stage and built from boxes, faces, balls and sticks.
 
 Local coordinates are metres: u to the right, v up, w away, seen from in front of the prop.
 """
@@ -17,7 +17,7 @@ from m2f_lab.scenes.stage import NEAR, Camera, Color, Light, Paper, Point2, Poin
 
 @dataclass(frozen=True)
 class Stage:
-    """What a scene is drawn with."""
+    """Everything that a scene is drawn with: paper, camera, light and random numbers."""
 
     paper: Paper
     camera: Camera
@@ -41,16 +41,16 @@ class Facet:
     """A flat face of a prop, in camera coordinates.
 
     Args:
-        prop: whose face it is
+        prop: the prop that the face belongs to
         corners: bottom left, bottom right, top right, top left, seen from outside. [4, 3]
-        brightness: how well it is lit, about 0.7…1.06
+        brightness: factor of the light, about 0.7…1.06
     """
 
     def __init__(self, prop: Prop, corners: Sequence[Point3], brightness: float) -> None:
         self.prop, self.corners, self.brightness = prop, corners, brightness
 
     def by(self, prop: Prop) -> Facet:
-        """The same face, to paint another object on: books on a shelf."""
+        """Return the same face for another object, such as books on a shelf."""
         return Facet(prop, self.corners, self.brightness)
 
     def tone(self, color: Color, glow: bool = False) -> tuple[int, int, int]:
@@ -67,7 +67,7 @@ class Facet:
             paper.polygon(self.prop.number, outline, self.tone(color, glow))
 
     def on_paper(self, points: Sequence[Point2]) -> list[Point2]:
-        """Where points on the face, in 0…1 of width and height, are on the paper. [n, 2]"""
+        """Project points on the face, in 0…1 of width and height, to the paper. [n, 2]"""
         (ax, ay, az), (bx, by, bz), (cx, cy, cz), (dx, dy, dz) = self.corners
         view = []
         for s, t in points:
@@ -77,7 +77,7 @@ class Facet:
         return self.prop.stage.camera.on_paper(view)
 
     def disc(self, s: float, t: float, radius: Point2, color: Color, glow: bool = False) -> None:
-        """Paint a round spot on the face; its radius in shares of width and height."""
+        """Paint a disc on the face; the radius is a fraction of width and height."""
         self.polygon([(s + radius[0] * math.cos(a), t + radius[1] * math.sin(a)) for a in _TURN], color, glow)
 
 
@@ -85,12 +85,12 @@ class Prop:
     """Paints one object, or several that stand together (see `as_class`).
 
     Args:
-        stage: where it stands
-        class_id: what its pixels are labelled with
+        stage: the stage to paint on
+        class_id: label of its pixels
         x, z, y: position of its origin in metres
-        yaw: radians, turns its front to the left as seen from above
-        thing: whether it is an instance of its own
-        scale: of all that is painted in local coordinates
+        yaw: rotation in radians; turns its front to the left as seen from above
+        thing: True if it is an instance of its own
+        scale: factor of all local coordinates
     """
 
     def __init__(self, stage: Stage, class_id: int, x: float, z: float, y=0.0, yaw=0.0, thing=False, scale=1.0) -> None:
@@ -101,11 +101,11 @@ class Prop:
         self.rng = stage.rng
 
     def as_class(self, class_id: int, thing: bool = False) -> Prop:
-        """The same place, painting another object."""
+        """Return a prop at the same place that paints another object."""
         return Prop(self.stage, class_id, self.x, self.z, self.y, self.yaw, thing, self.scale)
 
     def at(self, u: float, v: float, w: float) -> Prop:
-        """The same object with its origin moved, in local coordinates."""
+        """Return the same object with its origin moved, in local coordinates."""
         moved = copy(self)
         moved.x, moved.y, moved.z = self.to_world((u, v, w))
         moved.depth = self.stage.camera.depth((moved.x, moved.y, moved.z))
@@ -113,7 +113,7 @@ class Prop:
 
     @property
     def pixels(self) -> float:
-        """How large a metre is on the paper, in its pixels."""
+        """Size of a metre on the paper, in its pixels."""
         return self.stage.camera.pixels_per_metre(self.depth)
 
     def to_world(self, p: Point3) -> Point3:
@@ -122,7 +122,7 @@ class Prop:
 
     @property
     def viewer(self) -> tuple[float, float]:
-        """Where the camera is in local coordinates: (u, w)."""
+        """Position of the camera in local coordinates: (u, w)."""
         dx, dz = self.stage.camera.eye[0] - self.x, self.stage.camera.eye[2] - self.z
         return self.cos * dx - self.sin * dz, self.sin * dx + self.cos * dz
 
@@ -134,7 +134,7 @@ class Prop:
     # ---- faces ----
 
     def plane(self, corners: Sequence[Point3]) -> Facet:
-        """A quad to paint parts on; the quad itself is not painted. [4, 3]"""
+        """Return a quad to paint parts on, without painting the quad. [4, 3]"""
         world = [self.to_world(c) for c in corners]
         return Facet(self, [self.stage.camera.to_view(c) for c in world], self.stage.light.on_face(_normal(world)))
 
@@ -143,12 +143,12 @@ class Prop:
 
         Args:
             points: counter-clockwise as seen from outside. [n, 3]
-            glow: shines by itself: neither shaded nor dimmed by the time of day
-            shaded: brighter where it faces the light
-            cull: leave it out when it faces away
+            glow: True if it shines by itself, neither shaded nor dimmed by the time of day
+            shaded: True to make it brighter where it faces the light
+            cull: True to leave it out when it faces away
 
         Returns:
-            The face, to paint parts of it if it is a quad; None if it is not to be seen.
+            The face, for painting parts of a quad; None if it is invisible.
         """
         world = [self.to_world(p) for p in points]
         view = [self.stage.camera.to_view(p) for p in world]
@@ -166,11 +166,11 @@ class Prop:
 
         Args:
             u, v, w: its extent
-            lean: how far the top is drawn in at both sides, at the front and at the back
+            lean: inset of the top at both sides, at the front and at the back
             top: colour of the top, if it differs
 
         Returns:
-            The faces that are to be seen, out of "front", "back", "left", "right", "top" and "bottom".
+            The visible faces, out of "front", "back", "left", "right", "top" and "bottom".
         """
         side, front, back = lean
         low = [(u[0], v[0], w[0]), (u[1], v[0], w[0]), (u[1], v[0], w[1]), (u[0], v[0], w[1])]
@@ -203,7 +203,7 @@ class Prop:
             self.stage.paper.ellipse(self.number, (spot.x, spot.y), radii, self._tone(color, spot.depth, glow))
 
     def _spot(self, point: Point3) -> _Spot | None:
-        """Where a point is on the paper, or None if it is behind the viewer."""
+        """Project a point to the paper; None if it is behind the viewer."""
         camera = self.stage.camera
         x, y, z = camera.to_view(self.to_world(point))
         if z < NEAR:
@@ -247,7 +247,7 @@ class Prop:
             self.stage.paper.glow((spot.x, spot.y), radius * spot.scale, color, strength)
 
     def footprint(self, u: Point2, w: Point2, stretch: float = 0.0) -> list[Point2]:
-        """The outline of the shadow that a box of `stretch` metres height throws on the ground."""
+        """Outline of the shadow of a box of `stretch` metres height on the ground."""
         dx, dy, dz = self.stage.light.direction
         shift = stretch / max(dy, 0.3)
         corners = [(u[0], 0, w[0]), (u[1], 0, w[0]), (u[1], 0, w[1]), (u[0], 0, w[1])]
@@ -267,7 +267,7 @@ def _signed_area(p: Sequence[Point2]) -> float:
 
 
 def _normal(p: Sequence[Point3]) -> Point3:
-    """Of a polygon that is counter-clockwise from outside, with z pointing away from the viewer."""
+    """Unit normal of a polygon that is counter-clockwise from outside, with z pointing away from the viewer."""
     a, b = ([p[i][k] - p[0][k] for k in range(3)] for i in (1, 2))
     n = a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
     return -n[0], -n[1], -n[2]

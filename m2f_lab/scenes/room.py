@@ -1,4 +1,4 @@
-"""A furnished room seen from one of its ends: what stands where, and the order it is painted in."""
+"""A furnished room seen from one of its ends: the places of things, and the order of painting."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TEXTURE = {  # class id → fine and coarse grain in grey values
     WALL: (1.2, 0.8), FLOOR: (2.5, 2.0), CEILING: (0.8, 0.4), RUG: (6.0, 2.0), fittings.PLANT: (5.0, 3.0),
     furniture.SOFA: (4.0, 2.5), furniture.ARMCHAIR: (4.0, 2.5), furniture.BED: (4.0, 2.5), fittings.CURTAIN: (4.0, 2.5),
 }  # fmt: skip
-LOW, HIGH, FULL = ("low",), ("high",), ("low", "high")  # which part of a wall something takes
+LOW, HIGH, FULL = ("low",), ("high",), ("low", "high")  # the parts of a wall that something takes
 
 
 def draw(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Picture uint8 [H, W, 3], ADE20K's class ids uint8 [H, W] (0 is "other"), instance ids int32 [H, W]."""
+    """Draw a room: picture uint8 [H, W, 3], ADE20K ids uint8 [H, W] (0 is "other"), instance ids int32 [H, W]."""
     rng, paper = Random(f"room {seed}"), Paper(size)
     _, view, sun, light = rng.choices(TIMES, [frequency for frequency, *_ in TIMES])[0]
     depth, eye = rng.uniform(4.0, 5.2), rng.uniform(-1.1, 1.1)
@@ -40,14 +40,14 @@ def draw(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.n
 
 @dataclass
 class _Wall:
-    """A wall and what is taken of it. Positions are metres from the left end, or from the far one of a side wall."""
+    """A wall and its occupied stretches. Positions are metres from the left end, or from the far one of a side wall."""
 
     name: str
     length: float
     taken: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"low": [], "high": []})
 
     def find(self, rng: Random, width: float, layers: tuple[str, ...], begin: float, end: float) -> float | None:
-        """Take a free stretch of some width between two positions; its middle, or None if none was found."""
+        """Take a free stretch of `width` between two positions; return its middle, or None if there is none."""
         begin, end = begin + width / 2, min(end, self.length) - width / 2
         tries = (rng.uniform(begin, end) for _ in range(12 if begin < end else 0))
         return next((at for at in tries if self.take(at, width, layers)), None)
@@ -65,9 +65,9 @@ Place = tuple[_Wall, float]
 
 
 class _Room:
-    """Plans what stands where, then paints it.
+    """Plan and painter of one room.
 
-    Painters are functions of `furniture`, `fittings` and `ensembles`; options are what they need beyond a place.
+    Painters are functions of `furniture`, `fittings` and `ensembles`; options are their arguments after the place.
 
     Args:
         width, depth, height: in metres; the back wall is `depth` away from the camera
@@ -109,29 +109,29 @@ class _Room:
     # ---- places ----
 
     def _on(self, wall: _Wall, at: float, off: float = 0.0) -> tuple[float, float, float]:
-        """x, z and yaw of a position on a wall, or `off` metres in front of it."""
+        """Return x, z and yaw of a position on a wall, or `off` metres in front of it."""
         if wall.name == "back":
             return -self.width / 2 + at, self.depth - off, 0.0
         side = -1 if wall.name == "left" else 1
         return side * (self.width / 2 - off), self.depth - at, side * math.pi / 2
 
     def _add(self, spot: tuple[float, float, float], size: tuple[float, float], at_wall: bool, painter) -> None:
-        """Plan a piece of some width and depth at x, z and yaw, which are of its back edge or else of its middle."""
+        """Plan a piece of the given width and depth; x, z and yaw refer to its back edge or to its middle."""
         prop, (width, depth) = Prop(self.stage, FLOOR, spot[0], spot[1], yaw=spot[2]), size
         w = (-depth, 0.0) if at_wall else (-depth / 2, depth / 2)
         self.objects.append((self.stage.camera.depth(prop.to_world((0, 0, sum(w) / 2))), painter))
         self.footprints.append(prop.footprint((-width / 2 - 0.05, width / 2 + 0.05), (w[0] - 0.08, w[1]), 0.25))
 
     def _stand(self, x: float, z: float, size: tuple[float, float], painter, *options) -> None:
-        """Put a piece somewhere on the floor: `painter(stage, x, z, *options)`."""
+        """Put a piece on the floor: `painter(stage, x, z, *options)`."""
         self._add((x, z, 0.0), size, False, lambda: painter(self.stage, x, z, *options))
 
     def _turned(self, x: float, z: float, yaw: float, size: tuple[float, float], painter, *options) -> None:
-        """The same for what has a front: `painter(stage, x, z, yaw, *options)`."""
+        """Put a piece with a front on the floor: `painter(stage, x, z, yaw, *options)`."""
         self._add((x, z, yaw), size, False, lambda: painter(self.stage, x, z, yaw, *options))
 
     def _against(self, names, size: tuple[float, float], layers, painter, *options, at=None) -> Place | None:
-        """Put a piece against the first of some walls that is free (at a position); None if there is none."""
+        """Put a piece against the first free wall (at a position); return None if all are taken."""
         place = self._find(names, size[0], layers, at, margins=(0.5, 0.95, 4.0))  # corners hold plants and lamps
         if place:
             spot = self._on(*place)
@@ -139,7 +139,7 @@ class _Room:
         return place
 
     def _hang(self, names, width: float, layers, painter, *options, at=None) -> Place | None:
-        """Hang something on the first of some walls that is free (at a position); None if there is none."""
+        """Hang something on the first free wall (at a position); return None if all are taken."""
         place = self._find(names, width, layers, at, margins=(0.2, 0.2, 3.8))
         if place:
             spot = self._on(*place)
@@ -147,7 +147,7 @@ class _Room:
         return place
 
     def _find(self, names, width: float, layers, at: float | None, margins: tuple[float, float, float]) -> Place | None:
-        """Take some width of a wall; margins are of the back wall's corners, and where side walls begin and end."""
+        """Take a width of a wall; margins hold the back wall's corners and the begin and end of side walls."""
         for name in names:
             wall = self.walls[name]
             if at is not None:
@@ -166,7 +166,7 @@ class _Room:
     # ---- plans ----
 
     def _plan_window(self, names: tuple[str, str], view: View) -> None:
-        """A window, perhaps with curtains and a radiator, and the sun that falls through it."""
+        """Plan a window, perhaps with curtains and a radiator, and the sunlight through it."""
         rng, size = self.rng, (self.rng.uniform(1.0, 1.9), self.rng.uniform(1.1, 1.4))
         width, covered = size[0], rng.random() < 0.6
         extent, layers = (width + 1.0, FULL) if covered else (width + 0.1, HIGH)
@@ -238,7 +238,7 @@ class _Room:
         self._against(self._any_wall(), size[:2], LOW, ensembles.sideboard, furniture.CABINET, size)
 
     def _plan_dining_table(self, x: float, z: float) -> None:
-        """A table and four chairs under a lamp."""
+        """Plan a table and four chairs under a lamp."""
         rng = self.rng
         size = rng.uniform(1.3, 1.8), rng.uniform(0.8, 0.95), 0.75
         color, off = rng.choice((*furniture.WOODS, *furniture.FABRICS)), size[1] / 2 + 0.2
@@ -285,7 +285,7 @@ class _Room:
         self._hang(names, art[0], HIGH, fittings.painting, self.rng.uniform(1.2, 1.5), art)
 
     def _plan_walls(self) -> None:
-        """A bookcase, a door, a clock and paintings, wherever there is room."""
+        """Plan a bookcase, a door, a clock and paintings, wherever there is space."""
         rng = self.rng
         if rng.random() < 0.4:
             self._plan_bookcase(self._any_wall())
@@ -297,7 +297,7 @@ class _Room:
             self._plan_painting(self._any_wall())
 
     def _plan_floor(self) -> None:
-        """Plants, lamps or a guitar in the corners; an ottoman, a basket or a cat in between."""
+        """Plan plants, lamps or a guitar in the corners; an ottoman, a basket or a cat in between."""
         rng, back = self.rng, self.walls["back"]
         for at in (0.36, back.length - 0.36):
             x, z, _ = self._on(back, at, 0.38)

@@ -1,4 +1,4 @@
-"""What stands along a street: trees, hedges, walls, fences, lamps, traffic lights, signs and benches."""
+"""Things along a street: trees, hedges, walls, fences, lamps, traffic lights, signs and benches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRASS = {"spring": (146, 180, 96), "summer": (132, 166, 84), "autumn": (172, 160
 
 
 def along_street(stage: Stage, class_id: int, side: int, x: float, z0: float, z1: float, thing=False) -> Prop:
-    """A prop whose front looks across the street: u runs along it, w away from it; its origin is an end of it."""
+    """A prop that faces the street: u runs along the street, w away from it; the origin is one end."""
     return Prop(stage, class_id, side * x, z0 if side < 0 else z1, yaw=side * math.pi / 2, thing=thing)
 
 
@@ -96,7 +96,7 @@ def wall(stage: Stage, side: int, x: float, z0: float, z1: float) -> None:
 
 
 def fence(stage: Stage, side: int, x: float, z0: float, z1: float) -> None:
-    """A picket fence or a railing: boards so close that they hide what is behind."""
+    """A picket fence or a railing: so close that it hides everything behind."""
     rng = stage.rng
     color = rng.choice(((240, 236, 224), (150, 108, 76), (92, 108, 100), (196, 170, 130)))
     height = rng.uniform(1.0, 1.4)

@@ -51,7 +51,7 @@ BEHIND = -8.0  # metres; the room goes on behind the viewer
 
 
 def paint_shell(stage: Stage, width: float, depth: float, height: float) -> None:
-    """Paint an empty room of some width and height whose back wall is `depth` metres away."""
+    """Paint an empty room of the given width and height whose back wall is `depth` metres away."""
     rng, half = stage.rng, width / 2
     color = rng.choice(WALLS)
     white = mix((250, 248, 244), color, 0.12)
@@ -95,7 +95,7 @@ def _cover_wall(face: Facet, pattern: str, paint: Color, white: Color, length: f
 
 
 def _cover_floor(stage: Stage, ground: Facet, color: Color, width: float, depth: float) -> None:
-    """Planks or tiles; otherwise it is a carpet."""
+    """Planks or tiles; without either, a carpet."""
     rng, length = stage.rng, depth - BEHIND
     kind = rng.choice(("planks", "planks", "tiles", "carpet"))
     if kind == "planks":
@@ -116,7 +116,7 @@ def _cover_floor(stage: Stage, ground: Facet, color: Color, width: float, depth:
 
 
 def _band(stage: Stage, a: Point3, b: Point3) -> Sequence[Point2]:
-    """A narrow band along an edge of the room, where less light gets to."""
+    """A narrow, darker band along an edge of the room."""
     spots = stage.camera.project((a, b))
     if len(spots) != 2:
         return ()

@@ -1,7 +1,7 @@
-"""Paper, light, camera and brushes: what every drawn scene is made with.
+"""Paper, light, camera and brushes of all drawn scenes.
 
 World coordinates are metres: x to the right, y up from the ground, z away from the viewer. Colours are (r, g, b)
-in 0…255. The picture is painted twice as large as it is asked for, and then halved, so that its edges are smooth.
+in 0…255. The picture is painted at twice its size and then halved, for smooth edges.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ Point2 = tuple[float, float]
 Point3 = tuple[float, float, float]
 
 SUPERSAMPLING = 2
-NEAR = 0.3  # metres; what is nearer to the camera is cut off
+NEAR = 0.3  # metres; anything nearer to the camera is cut off
 MAX_OBJECTS = 255  # objects are counted in one byte
 
 
 def mix(a: Color, b: Color, share: float) -> Color:
-    """`a` with a share of `b` in it: 0 is `a`, 1 is `b`."""
+    """Mix two colours: share 0 is `a`, 1 is `b`."""
     return a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share, a[2] + (b[2] - a[2]) * share
 
 
 def shade(color: Color, factor: float) -> Color:
-    """Darker below 1, lighter above, where lighter means closer to white rather than clipped."""
+    """Darken by a factor below 1, lighten by one above: towards white, without clipping."""
     if factor <= 1:
         return color[0] * factor, color[1] * factor, color[2] * factor
     return mix(color, (255, 255, 255), min(factor - 1, 1))
@@ -40,12 +40,12 @@ class Light:
     """The time of day.
 
     Attributes:
-        ambient: what every colour is multiplied with
-        haze: the colour of the distance
-        haze_distance: metres after which two thirds of a colour are lost to the haze
-        direction: where the light comes from (x right, y up, z away), not necessarily of length 1
-        shadow: how much darker shadows are, 0…1
-        lamps: whether windows and lamps are lit
+        ambient: factor of every colour
+        haze: colour that distant things fade to
+        haze_distance: distance in metres at which two thirds of a colour are haze
+        direction: direction towards the light (x right, y up, z away), not necessarily of length 1
+        shadow: darkness of shadows, 0…1
+        lamps: True if windows and lamps are lit
     """
 
     ambient: Color = (1.0, 1.0, 1.0)
@@ -56,9 +56,9 @@ class Light:
     lamps: bool = False
 
     def tone(self, color: Color, distance: float) -> tuple[int, int, int]:
-        """The colour of a thing as it is seen from a distance in metres."""
+        """Colour of a thing seen from a distance in metres."""
         clear = math.exp(-distance / self.haze_distance) if distance > 0 else 1.0
-        r, g, b = (  # written out: this is asked thousands of times per scene
+        r, g, b = (  # written out: called thousands of times per scene
             color[0] * self.ambient[0] * clear + self.haze[0] * (1 - clear),
             color[1] * self.ambient[1] * clear + self.haze[1] * (1 - clear),
             color[2] * self.ambient[2] * clear + self.haze[2] * (1 - clear),
@@ -66,7 +66,7 @@ class Light:
         return int(min(r, 255.0)), int(min(g, 255.0)), int(min(b, 255.0))
 
     def on_face(self, normal: Point3) -> float:
-        """How bright a face is that looks along `normal`: 0.68 in the shade, 1.06 in full light."""
+        """Brightness of a face with this normal: 0.68 in the shade, 1.06 in full light."""
         length = math.hypot(*normal) * math.hypot(*self.direction) or 1.0
         cosine = sum(n * d for n, d in zip(normal, self.direction, strict=True)) / length
         return 0.80 + 0.26 * cosine if cosine > 0 else 0.80 + 0.12 * cosine
@@ -78,10 +78,10 @@ class Camera:
     Args:
         size: height and width of the paper, in its own pixels
         focal: focal length as a share of the height
-        center: where the optical axis meets the paper: x as a share of the width, y (the horizon) of the height
+        center: optical axis on the paper: x as a share of the width, y (the horizon) of the height
         eye: position in metres
         yaw: radians to the right
-        curve: how strongly the world bends to the right with distance, in 1/metres
+        curve: curvature to the right with distance, in 1/metres
     """
 
     def __init__(self, size, focal, center=(0.5, 0.45), eye=(0.0, 1.5, 0.0), yaw=0.0, curve=0.0) -> None:
@@ -92,7 +92,7 @@ class Camera:
         self.cos, self.sin = math.cos(yaw), math.sin(yaw)
 
     def to_view(self, point: Point3) -> Point3:
-        """World to camera coordinates, which are metres as well."""
+        """Transform world to camera coordinates, both in metres."""
         dz = point[2] - self.eye[2]
         dx = point[0] - self.eye[0] + self.curve * dz * abs(dz)
         return self.cos * dx - self.sin * dz, point[1] - self.eye[1], self.sin * dx + self.cos * dz
@@ -101,11 +101,11 @@ class Camera:
         return self.to_view(point)[2]
 
     def project(self, points: Iterable[Point3]) -> list[Point2]:
-        """The outline of a world polygon on the paper, cut off at the near plane; empty if all of it is behind."""
+        """Project a world polygon to the paper, cut off at the near plane; empty if all of it is behind."""
         return self.on_paper([self.to_view(p) for p in points])
 
     def on_paper(self, view: list[Point3]) -> list[Point2]:
-        """The same for a polygon in camera coordinates."""
+        """Project a polygon in camera coordinates, as `project` does."""
         for p in view:
             if p[2] < NEAR:
                 view = _cut_near(view)
@@ -130,7 +130,7 @@ def _cut_near(points: list[Point3]) -> list[Point3]:
 
 
 class Paper:
-    """The picture and the map of objects under it.
+    """A picture and its map of objects.
 
     Every stroke goes into both. Only light may be laid over the picture alone: shadows, glows, gradients and
     texture change how a pixel looks, never what it shows.
@@ -148,7 +148,7 @@ class Paper:
         self._ids: list[tuple[int, int]] = []  # (class id, instance id) of each object
 
     def new_object(self, class_id: int, thing: bool = False) -> int:
-        """Announce a thing, or a kind of stuff, and get the number to paint it with."""
+        """Register a thing or a kind of stuff; return the number to paint it with."""
         if thing:
             entry = class_id, class_id * 1000 + sum(1 for c, i in self._ids if c == class_id and i >= 1000)
         else:
@@ -161,7 +161,7 @@ class Paper:
         return len(self._ids) - 1
 
     def shows(self, points: Sequence[Point2]) -> bool:
-        """Whether an outline is on the paper (its bounding box is) and large enough to be worth the paint."""
+        """True if the bounding box of an outline is on the paper and large enough to be seen."""
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         if not xs:
             return False
@@ -181,7 +181,7 @@ class Paper:
         self._pens[1].ellipse(box, fill=number)
 
     def line(self, number: int, points: Sequence[Point2], width: float, color: tuple[int, int, int]) -> None:
-        """A line of at least one finished pixel, so that thin poles do not fall to pieces."""
+        """Paint a line at least one finished pixel wide, so that thin poles stay connected."""
         width = max(SUPERSAMPLING, round(width))
         for pen, fill in zip(self._pens, (color, number), strict=True):
             pen.line(points, fill=fill, width=width, joint="curve")
@@ -196,7 +196,7 @@ class Paper:
         self.objects.paste(number, (0, 0, self.width, self.height))
 
     def glow(self, center: Point2, radius: float, color: Color, strength: float = 1.0) -> None:
-        """Lay a soft round light over the picture."""
+        """Add a soft round light to the picture."""
         radius = round(radius)
         if radius >= 1:
             mask = _halo().resize((2 * radius, 2 * radius)).point(lambda v: round(v * strength))
@@ -206,7 +206,7 @@ class Paper:
     def overlay(self, outlines: Iterable[Sequence[Point2]], color: Color, strength: float, softness: float) -> None:
         """Tint the picture under some outlines, with soft edges: shadows and patches of light.
 
-        What is painted later is not tinted.
+        Strokes painted later are not tinted.
 
         Args:
             strength: 0 leaves the picture as it is, 1 covers it
@@ -236,7 +236,7 @@ class Paper:
 
         Args:
             texture: class id → strength of the fine and of the coarse grain, in grey values
-            seed: of the grain
+            seed: seed of the grain
 
         Returns:
             picture uint8 [H, W, 3], class ids uint8 [H, W], instance ids int32 [H, W]
@@ -254,7 +254,7 @@ class Paper:
 
 
 def majority(numbers: np.ndarray) -> np.ndarray:
-    """The object that covers most of every 2 × 2 block; of equals the upper left one. [2H, 2W] → [H, W]"""
+    """The object that covers most of each 2 × 2 block; ties go to the upper left. [2H, 2W] → [H, W]"""
     a, b, c, d = numbers[::2, ::2], numbers[::2, 1::2], numbers[1::2, ::2], numbers[1::2, 1::2]
     a_is_alone = (a != b) & (a != c) & (a != d)
     pair = np.where((b == c) | (b == d), b, np.where(c == d, c, a))
@@ -263,7 +263,7 @@ def majority(numbers: np.ndarray) -> np.ndarray:
 
 @lru_cache(1)
 def _halo() -> Image.Image:
-    """Bright in the middle, falling to nothing at the rim."""
+    """Disc that is bright in the middle and falls to zero at the rim."""
     axis = np.linspace(-1, 1, 128)
     distance = np.minimum(np.hypot(axis[:, None], axis), 1)
     return Image.fromarray((255 * (1 - distance) ** 2).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""A street under some sky, seen from a car: what stands where, and the order it is painted in."""
+"""A street seen from a car: the places of things, and the order of painting."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXTURE = {  # class id → fine and coarse grain in grey values
 
 
 def draw(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Picture uint8 [H, W, 3], Cityscapes' labelIds uint8 [H, W], instance ids int32 [H, W]."""
+    """Draw a street: picture uint8 [H, W, 3], Cityscapes' labelIds uint8 [H, W], instance ids int32 [H, W]."""
     rng = Random(f"street {seed}")
     paper, time, half_road = Paper(size), choose_time(rng), rng.uniform(3.4, 5.6)
     camera = Camera(
@@ -49,7 +49,7 @@ def draw(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 class _Street:
-    """Plans where everything stands, then paints it."""
+    """Plan and painter of one street."""
 
     def __init__(self, stage: Stage, half_road: float) -> None:
         rng = stage.rng
@@ -86,7 +86,7 @@ class _Street:
     # ---- planning ----
 
     def _add(self, x: float, z: float, size: tuple[float, float, float], painter, *options, yaw: float = 0.0) -> None:
-        """Plan an object of some width, length and height, and its shadow."""
+        """Plan an object of the given width, length and height, and its shadow."""
         spot, (width, length, height) = Prop(self.stage, ROAD, x, z, yaw=yaw), size
         self.objects.append((spot.depth, lambda: painter(self.stage, x, z, *options)))
         u, w = (-width / 2, width / 2), (-length / 2, length / 2)
@@ -118,7 +118,7 @@ class _Street:
         return self.crossing is not None and self.crossing[0] - 1 < z < self.crossing[1] + 1
 
     def _plan_pavement(self, side: int) -> None:
-        """Trees, lamps, signs and benches along the curb, people and parked bicycles behind them."""
+        """Plan trees, lamps, signs and benches along the curb, people and parked bicycles behind them."""
         rng, curb = self.rng, self.half_road + 0.5
         trees, lamps = rng.random() < 0.6, rng.random() < 0.8
         z = rng.uniform(6, 9)
@@ -141,7 +141,7 @@ class _Street:
             self._add_bike(side * (curb + 0.3), rng.uniform(7, 20), rng.uniform(-0.3, 0.3), ridden=False)
 
     def _plan_lane(self, side: int) -> None:
-        """Vehicles: on the right they drive away, on the left they come; some are parked at the curb."""
+        """Plan vehicles: on the right they drive away, on the left they approach; some are parked at the curb."""
         rng, half, yaw = self.rng, self.half_road, 0.0 if side > 0 else math.pi
         z = rng.uniform(9, 20)
         while z < 70 and rng.random() < 0.85:
@@ -160,7 +160,7 @@ class _Street:
                 z += rng.uniform(5.5, 8)
 
     def _plan_crossing(self) -> None:
-        """Traffic lights, and those who cross."""
+        """Plan traffic lights, and people who cross."""
         if self.crossing is None:
             return
         rng, half, (begin, end) = self.rng, self.half_road, self.crossing
@@ -181,7 +181,7 @@ class _Street:
     # ---- the sides ----
 
     def _paint_side(self, side: int) -> None:
-        """Houses, gardens or a park along one side, from the far end to the near one."""
+        """Paint houses, gardens or a park along one side, from the far end to the near one."""
         rng, kind, x = self.rng, self.sides[side], self.half_road + self.walk
         cuts = [5.0]
         while cuts[-1] < 110:
@@ -205,7 +205,7 @@ class _Street:
                 houses.building(self.stage, side, x, z0, z1, storeys, modern=kind == "modern")
 
     def _paint_border(self, side: int, x: float, z0: float, z1: float) -> None:
-        """What stands between the pavement and a garden."""
+        """Paint the border between the pavement and a garden."""
         kind = self.rng.choices(("fence", "wall", "hedge", "open"), (3, 2, 2, 1.5))[0]
         if kind == "fence":
             scenery.fence(self.stage, side, x, z0, z1)
@@ -215,7 +215,7 @@ class _Street:
             scenery.hedge(self.stage, side, x, z0, z1, self.rng.choice(self.leaves))
 
     def _paint_bonnet(self) -> None:
-        """The bonnet of the car that carries the camera; it is neither learned nor evaluated."""
+        """Paint the bonnet of the car that carries the camera; neither learned nor evaluated."""
         paper, rng = self.stage.paper, self.rng
         number = paper.new_object(EGO_VEHICLE)
         color = rng.choice(((60, 66, 80), (128, 44, 48), (196, 200, 204), (44, 70, 96)))

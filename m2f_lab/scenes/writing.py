@@ -21,18 +21,18 @@ from m2f_lab.scenes import room, street
 MARKER = "scenes.json"
 VERSION = 1  # version of the drawings; raise it when a seed gives another picture
 _TOWNS = {"train": ("farbdorf", "kreidestadt", "tuschingen"), "val": ("papierburg", "pinselbach")}
-_VALIDATION = 500_000  # the seed of the first validation scene, counted from that of the first training scene
+_VALIDATION = 500_000  # distance of the first validation seed from the first training seed
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is to be seen in it.
+    """A picture and its exact labels.
 
     A pixel belongs to the object that covers most of it.
 
     Attributes:
         image: uint8 [H, W, 3]
-        class_ids: raw ids, as they are in a label file: labelIds of Cityscapes, or ids of ADE20K. uint8 [H, W]
+        class_ids: raw ids, as in a label file: labelIds of Cityscapes, or ids of ADE20K. uint8 [H, W]
         instance_ids: class id × 1000 + n for the n-th instance of a thing, the class id alone for stuff. int32 [H, W]
     """
 
@@ -66,13 +66,13 @@ def write_cityscapes(
 ) -> Path:
     """Write drawn streets in Cityscapes' layout: leftImg8bit, and gtFine with labelIds and instanceIds.
 
-    Nothing happens if they are there already. An interrupted call leaves nothing behind.
+    Does nothing if they exist already. An interrupted call leaves nothing behind.
 
     Args:
-        root: the folder to write; it must not exist, be empty, or hold what the same call has written before
+        root: the folder to write; it does not exist, is empty, or holds the result of the same call
         num_train, num_val: scenes per split
         size: height and width in pixels
-        seed: of the whole set; training and validation share no scene
+        seed: seed of the whole set; training and validation share no scene
 
     Returns:
         root
@@ -97,7 +97,7 @@ def write_ade20k(
 ) -> Path:
     """Write drawn rooms in the layout of ADEChallengeData2016: images and annotations.
 
-    For everything else see `write_cityscapes`.
+    See `write_cityscapes` for the arguments.
     """
 
     def write(folder: Path, split: str, index: int, scene: Scene) -> None:
@@ -143,7 +143,7 @@ def _write(
     draw: Callable[[int, tuple[int, int]], Scene],
     write: Callable[[Path, str, int, Scene], None],
 ) -> Path:
-    """Write a set beside its place and move it there when it is complete."""
+    """Write a set into a draft folder and move it into place when it is complete."""
     if num_train < 1 or num_val < 1 or max(num_train, num_val) > _VALIDATION:
         raise ValueError(f"Each split has 1 to {_VALIDATION} scenes, got {num_train} and {num_val}.")
     root = Path(root).expanduser().resolve()
@@ -161,7 +161,7 @@ def _write(
             for index in range(count):
                 write(draft, split, index, draw(first + index, size))
         (draft / MARKER).write_text(json.dumps({"drawn by": "m2f_lab.scenes", **wanted}, indent=2) + "\n")
-        draft.chmod(0o755)  # mkdtemp's own folders are for nobody else
+        draft.chmod(0o755)  # mkdtemp's folders are private
         if not _is_there(root, wanted):  # another process may have been faster
             if root.exists():
                 root.rmdir()
@@ -172,7 +172,7 @@ def _write(
 
 
 def _is_there(root: Path, wanted: dict) -> bool:
-    """Whether the folder holds exactly the wanted scenes already; False if there is nothing.
+    """Return True if the folder holds exactly the wanted scenes, False if it holds nothing.
 
     Raises:
         DataError: it holds something else.
