@@ -35,7 +35,7 @@ def measure(name: str) -> dict[str, float]:
     """Open and close a tool three times; MiB."""
     from m2f_lab import explore, recipes
     from m2f_lab.explore import plots  # noqa: F401  what a tool imports for its static figure is not its own
-    from m2f_lab.explore.explorer import trim_heap
+    from m2f_lab.explore.parts.tool import trim_heap
     from m2f_lab.inference.predict import look
     from m2f_lab.model import build_model
     from m2f_lab.scenes import draw_street

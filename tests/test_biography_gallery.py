@@ -14,8 +14,8 @@ from PIL import Image
 
 from m2f_lab.data import Classes
 from m2f_lab.explore import BiographyCollector, BiographyGallery, plots
-from m2f_lab.explore.biography_table import describe_sizes
-from m2f_lab.explore.labels import percent
+from m2f_lab.explore.biographies.words import describe_sizes
+from m2f_lab.explore.parts.labels import percent
 from tests.toy_biographies import ALL, CLASSES, FIRST, LEFT, RIGHT, by_hand, cells, grey, some_output
 
 

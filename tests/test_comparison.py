@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from m2f_lab.explore import compare
-from m2f_lab.explore.comparison import differing_fields, flat_recipe, with_seconds
+from m2f_lab.explore.runs.compare import differing_fields, flat_recipe, with_seconds
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import Run
 from m2f_lab.training.run import append_row

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from m2f_lab.data import Classes
 from m2f_lab.explore import EditHistory, ForceClass, Mute, PaintAttention, QueryExplorer, Replay, Unmask
-from m2f_lab.explore.edits import describe, with_edit
-from m2f_lab.explore.label_change import compare_label_maps
+from m2f_lab.explore.counterfactuals.edits import describe, with_edit
+from m2f_lab.explore.counterfactuals.label_change import compare_label_maps
 from m2f_lab.inference import postprocess
 from m2f_lab.model import Mask2Former
 from m2f_lab.model.transformer_decoder import attention_blocked

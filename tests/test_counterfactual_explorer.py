@@ -12,10 +12,10 @@ from PIL import Image
 
 from m2f_lab.data import Classes, distinct_colors
 from m2f_lab.explore import CounterfactualExplorer, ForceClass, Mute, PaintAttention, Replay, Unmask, plots
-from m2f_lab.explore.counterfactual_views import LONGEST_EDGE, change_caption, edits_as_text, named_maps
-from m2f_lab.explore.label_change import compare_label_maps
-from m2f_lab.explore.query_trace import trace_queries
-from m2f_lab.explore.query_views import OPENED
+from m2f_lab.explore.counterfactuals.label_change import compare_label_maps
+from m2f_lab.explore.counterfactuals.views import LONGEST_EDGE, change_caption, edits_as_text, named_maps
+from m2f_lab.explore.queries.trace import trace_queries
+from m2f_lab.explore.queries.views import OPENED
 from m2f_lab.model import Mask2Former
 from tests.toy_model import CLASSES, IMAGE, LAYERS, QUERIES, sure_model
 

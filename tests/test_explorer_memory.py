@@ -14,7 +14,7 @@ import pytest
 from ipywidgets.widgets.widget import _instances
 
 from m2f_lab.explore import CounterfactualExplorer, MatchingInspector, PixelLedger, QueryExplorer, SamplingViewer
-from m2f_lab.explore.explorer import Explorer
+from m2f_lab.explore.parts.tool import Explorer
 from m2f_lab.model import Mask2Former
 from tests.toy_model import IMAGE, sure_model
 

@@ -9,8 +9,8 @@ from toy_output import toy_output
 
 from m2f_lab.data import Classes
 from m2f_lab.explore import PixelLedger
-from m2f_lab.explore.ledger import ledger_at
-from m2f_lab.explore.pixel_ledger import note_of, read_maps
+from m2f_lab.explore.pixels.explorer import note_of, read_maps
+from m2f_lab.explore.pixels.ledger import ledger_at
 from m2f_lab.inference import postprocess
 
 

@@ -3,7 +3,7 @@
 import ipywidgets
 import pytest
 
-from m2f_lab.explore.links import Links
+from m2f_lab.explore.parts.links import Links
 
 
 def test_the_browser_gets_the_widgets_by_their_names() -> None:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from m2f_lab.data.colors import colorize
 from m2f_lab.explore import LiveMonitor, live_monitor
-from m2f_lab.explore.history import History, RowFile, curve_values, say_duration, time_left
-from m2f_lab.explore.live_monitor import in_notebook
-from m2f_lab.explore.snapshots import Snapshots, few_of
+from m2f_lab.explore.runs.history import History, RowFile, curve_values, say_duration, time_left
+from m2f_lab.explore.runs.monitor import in_notebook
+from m2f_lab.explore.runs.snapshots import Snapshots, few_of
 from m2f_lab.training import Run, train
 from m2f_lab.training.run import append_row, keep_rows
 from tests.toy_training import CLASSES, StopAt, assert_same_run, toy_recipe

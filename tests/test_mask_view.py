@@ -19,11 +19,11 @@ import traitlets
 from PIL import Image
 
 from m2f_lab.data import Classes
-from m2f_lab.explore.captions import Caption, Table
-from m2f_lab.explore.mask_drawing import TABLES, composite, label_table, tint, to_png, to_uint8
-from m2f_lab.explore.mask_grid import MaskGrid
-from m2f_lab.explore.mask_view import MaskView
-from m2f_lab.explore.offline import Control, off_page, save_page
+from m2f_lab.explore.parts.drawing import TABLES, composite, label_table, tint, to_png, to_uint8
+from m2f_lab.explore.parts.mask_grid import MaskGrid
+from m2f_lab.explore.parts.mask_view import MaskView
+from m2f_lab.explore.parts.offline import Control, off_page, save_page
+from m2f_lab.explore.parts.table import Caption, Table
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 GREY = np.full((12, 16, 3), 100, np.uint8)

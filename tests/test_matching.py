@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from m2f_lab.explore.matching import (
+from m2f_lab.explore.matching.trace import (
     NONE,
     checked_target,
     kept_share,

@@ -11,9 +11,8 @@ import torch
 
 from m2f_lab.data import open_dataset
 from m2f_lab.explore import MatchingInspector
-from m2f_lab.explore.labels import percent
-from m2f_lab.explore.matching import NONE, seeded_points
-from m2f_lab.explore.matching_views import (
+from m2f_lab.explore.matching.trace import NONE, seeded_points
+from m2f_lab.explore.matching.views import (
     MATRICES,
     MatrixLayout,
     cost_table,
@@ -22,6 +21,7 @@ from m2f_lab.explore.matching_views import (
     matrix_stacks,
     over_training,
 )
+from m2f_lab.explore.parts.labels import percent
 from m2f_lab.loss import Criterion, NonFiniteError
 from m2f_lab.structures import Target
 from m2f_lab.training import Run

@@ -17,7 +17,7 @@ from PIL import Image
 from m2f_lab.data import Classes, colorize, overlay
 from m2f_lab.data.colors import difference, perceived
 from m2f_lab.explore import plots
-from m2f_lab.explore.labels import percent
+from m2f_lab.explore.parts.labels import percent
 
 CLASSES = Classes(
     names=("road", "sky", "car", "tree"),

@@ -18,8 +18,8 @@ from PIL import Image
 from m2f_lab import recipes
 from m2f_lab.data import Classes
 from m2f_lab.explore import QueryExplorer, plots, query_views
-from m2f_lab.explore.labels import class_labels, percent
-from m2f_lab.explore.query_trace import (
+from m2f_lab.explore.parts.labels import class_labels, percent
+from m2f_lab.explore.queries.trace import (
     grid_size,
     pool,
     rank_queries,
@@ -29,7 +29,7 @@ from m2f_lab.explore.query_trace import (
     winning_queries,
     with_mean,
 )
-from m2f_lab.explore.query_views import OPENED, attention_pooling, make_views, query_options
+from m2f_lab.explore.queries.views import OPENED, attention_pooling, make_views, query_options
 from m2f_lab.model import build_model
 from m2f_lab.structures import Output
 from tests.toy_output import toy_output

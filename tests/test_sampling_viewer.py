@@ -15,8 +15,8 @@ from PIL import Image
 
 from m2f_lab import recipes
 from m2f_lab.explore import MaskView, SamplingViewer, plots
-from m2f_lab.explore.sampling import STRIDES, SamplingTrace, trace_sampling
-from m2f_lab.explore.sampling_views import GROUPS, LEVELS
+from m2f_lab.explore.sampling.trace import STRIDES, SamplingTrace, trace_sampling
+from m2f_lab.explore.sampling.views import GROUPS, LEVELS
 from m2f_lab.model import Mask2Former, build_model
 from m2f_lab.structures import Output
 from tests.toy_output import toy_output

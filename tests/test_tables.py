@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from m2f_lab.explore.page import write_page
-from m2f_lab.explore.tables import html_table, text_table
+from m2f_lab.explore.parts.page import write_page
+from m2f_lab.explore.parts.table import html_table, text_table
 
 ROWS = [("run", "mIoU"), ("<small>", "9"), ("large", "12")]
 

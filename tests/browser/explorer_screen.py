@@ -14,7 +14,7 @@ from notebook_page import NotebookPage
 from playwright.sync_api import Locator, Page, expect
 
 from m2f_lab.explore import QueryExplorer
-from m2f_lab.explore.mask_drawing import composite
+from m2f_lab.explore.parts.drawing import composite
 
 EXPLORER = ".m2f-query-explorer"
 KINDS = ("mask", "before", "blocked", "attention")

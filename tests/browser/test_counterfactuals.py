@@ -15,7 +15,7 @@ from tool_screen import ToolScreen
 from tools_notebook import CELLS, SETUP, made_here
 
 from m2f_lab.explore import Mute, PaintAttention, Replay
-from m2f_lab.explore.mask_drawing import label_table
+from m2f_lab.explore.parts.drawing import label_table
 
 NAME = "counterfactuals"
 HEARD = """\

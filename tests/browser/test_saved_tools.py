@@ -16,7 +16,7 @@ from tool_screen import ToolScreen, wrong_dots
 from tools_notebook import CELLS, made_here
 
 from m2f_lab.explore import Mute
-from m2f_lab.explore.ledger import ledger_at
+from m2f_lab.explore.pixels.ledger import ledger_at
 
 TOOLS = tuple(name for name in CELLS if name != "query-explorer")  # test_explorers.py has that one
 

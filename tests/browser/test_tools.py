@@ -16,10 +16,10 @@ from playwright.sync_api import expect
 from tool_screen import ToolScreen, wrong_dots
 from tools_notebook import CELLS, SETUP, made_here
 
-from m2f_lab.explore.ledger import ledger_at
-from m2f_lab.explore.mask_drawing import label_table, to_uint8
-from m2f_lab.explore.matching import TERMS, MatchingTrace, trace_matching
-from m2f_lab.explore.sampling import STRIDES
+from m2f_lab.explore.matching.trace import TERMS, MatchingTrace, trace_matching
+from m2f_lab.explore.parts.drawing import label_table, to_uint8
+from m2f_lab.explore.pixels.ledger import ledger_at
+from m2f_lab.explore.sampling.trace import STRIDES
 from m2f_lab.inference import postprocess
 from m2f_lab.loss import Criterion
 from m2f_lab.structures import Output, Target

@@ -18,11 +18,11 @@ from explorer_screen import READ_CANVAS, read_canvas
 from notebook_page import NotebookPage
 from playwright.sync_api import Locator, Page, expect
 
-from m2f_lab.explore.explorer import Explorer
-from m2f_lab.explore.mask_drawing import composite
-from m2f_lab.explore.mask_grid import MaskGrid
-from m2f_lab.explore.sampling import SamplingPoints
-from m2f_lab.explore.sampling_views import ASKS, LEVELS
+from m2f_lab.explore.parts.drawing import composite
+from m2f_lab.explore.parts.mask_grid import MaskGrid
+from m2f_lab.explore.parts.tool import Explorer
+from m2f_lab.explore.sampling.trace import SamplingPoints
+from m2f_lab.explore.sampling.views import ASKS, LEVELS
 
 ARTEFACTS = Path(__file__).resolve().parents[1] / "artefacts" / "tools"
 TIMEOUT = 10  # seconds until a picture must be there

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from m2f_lab.explore.labels import percent
+from m2f_lab.explore.parts.labels import percent
 from m2f_lab.explore.plots.theme import PALETTE, SMALL, TITLE, picture_grid
 
 Sampled = tuple[np.ndarray, np.ndarray, np.ndarray]

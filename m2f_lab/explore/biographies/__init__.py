@@ -1,0 +1,1 @@
+"""Biographies: what every query does over a whole data set."""

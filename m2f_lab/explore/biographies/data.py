@@ -1,0 +1,225 @@
+"""Query biographies: what every query does over a whole data set, as plain arrays, and stored beside the run.
+
+Q queries, K classes, G cells along each edge of a heat map.
+
+Words with an exact meaning here:
+- active: in an image, a query whose likeliest class is a class ("no object" is none) and whose mask probability is
+  above one half somewhere.
+- wins: a query wins a pixel if it contributes most to the class predicted there (`query_trace.winning_queries`).
+- dead: a query that wins no pixel of any image.
+- size: the share of an image where the mask probability is above one half.
+- overlap: of two queries, the intersection over union of those areas, averaged over the images in which both are
+  active; an image in which their likeliest classes differ counts as 0.
+- duplicates: two queries that overlap by more than a threshold.
+Masks are read at stride 4, or more coarsely for large images, without padding.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from m2f_lab.data import Classes
+from m2f_lab.training.checkpoint import replace_folder, settle_folder
+
+if TYPE_CHECKING:
+    from m2f_lab.explore.biographies.words import BiographyTable
+
+FORMAT = 1
+SIZE_BINS = 256
+"""Of the histograms of sizes, evenly spaced in the square root of the size: small masks are told apart as well."""
+
+DUPLICATE = 0.7
+"""Overlap from which two queries count as duplicates, unless one says otherwise."""
+
+_ARRAYS = (
+    "won_pixels", "won_images", "predicted", "active_images", "size_sum", "size_histogram", "heat", "overlap",
+    "together", "mean_image",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Biographies:
+    """What Q queries did over a number of images.
+
+    Attributes:
+        num_images: so many.
+        num_pixels: of all images together, as the model saw them.
+        won_pixels: won by each query for each predicted class, in pixels of the images. float64 [Q, K]
+        won_images: in how many images each query won a pixel. int64 [Q]
+        predicted: in how many images each class was the likeliest; "no object" last. int64 [Q, K+1]
+        active_images: in how many images each query was active. int64 [Q]
+        size_sum: of its sizes over those images. float64 [Q]
+        size_histogram: of its sizes over those images; see `size_quantile`. int64 [Q, SIZE_BINS]
+        heat: p(not "no object") · p(pixel | query), averaged over all images: how much the query claims each place of
+            an image, whose width and height are stretched to 1. float32 [Q, G, G]
+        overlap: of each pair of queries; 0 where they are never active together. float64 [Q, Q]
+        together: in how many images both are active. int64 [Q, Q]
+        mean_image: of all images, stretched to a square. uint8 [2 G, 2 G, 3]
+        aspect: mean of width / height of the images.
+        classes: names and colours; None where they are not known.
+        source: what was measured, for example the checkpoint; may be empty.
+    """
+
+    num_images: int
+    num_pixels: int
+    won_pixels: np.ndarray
+    won_images: np.ndarray
+    predicted: np.ndarray
+    active_images: np.ndarray
+    size_sum: np.ndarray
+    size_histogram: np.ndarray
+    heat: np.ndarray
+    overlap: np.ndarray
+    together: np.ndarray
+    mean_image: np.ndarray
+    aspect: float
+    classes: Classes | None = None
+    source: dict = field(default_factory=dict)
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.won_images)
+
+    @property
+    def num_classes(self) -> int:
+        """K, without "no object"."""
+        return self.won_pixels.shape[1]
+
+    @property
+    def wins(self) -> np.ndarray:
+        """The share of all pixels that each query wins; they add up to 1. float64 [Q]"""
+        return self.won_pixels.sum(axis=1) / self.num_pixels
+
+    @property
+    def dead(self) -> np.ndarray:
+        """Queries that win no pixel of any image. bool [Q]"""
+        return self.won_images == 0
+
+    @property
+    def main_class(self) -> np.ndarray:
+        """The class of most pixels a query wins; if it is dead, its likeliest class in most images. [Q]
+
+        -1 where a dead query never prefers any class to "no object".
+        """
+        likeliest = self.predicted[:, :-1]
+        instead = np.where(likeliest.any(axis=1), likeliest.argmax(axis=1), -1)
+        return np.where(self.dead, instead, self.won_pixels.argmax(axis=1))
+
+    @property
+    def mean_size(self) -> np.ndarray:
+        """As a share of the image, over the images in which a query is active; NaN where there is none. float64 [Q]"""
+        return np.where(self.active_images > 0, self.size_sum / np.maximum(self.active_images, 1), np.nan)
+
+    def size_quantile(self, share: float) -> np.ndarray:
+        """The size that a share of the images in which a query is active stays below. NaN where there is none. [Q]
+
+        Read from a histogram, so its square root is exact to 1 / SIZE_BINS.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"A quantile is between 0 and 1, got {share}.")
+        counts = np.cumsum(self.size_histogram, axis=1)
+        wanted = np.maximum(share * counts[:, -1:], 1)  # at least the first image
+        bins = (counts < wanted).sum(axis=1)
+        middle = ((bins + 0.5) / SIZE_BINS) ** 2
+        return np.where(self.active_images > 0, middle, np.nan)
+
+    def duplicates(self, threshold: float = DUPLICATE) -> list[tuple[int, int, float]]:
+        """Pairs of queries that overlap by more than a threshold, the strongest first.
+
+        Returns:
+            (the query that wins more, the other one, their overlap) each.
+        """
+        first, second = np.nonzero(np.triu(self.overlap > threshold, k=1))
+        order = np.argsort(-self.overlap[first, second], kind="stable")
+        pairs = []
+        for a, b in zip(first[order].tolist(), second[order].tolist(), strict=True):
+            a, b = (b, a) if self.wins[b] > self.wins[a] else (a, b)
+            pairs.append((a, b, float(self.overlap[a, b])))
+        return pairs
+
+    def duplicate_of(self, threshold: float = DUPLICATE) -> np.ndarray:
+        """For each query, the one it overlaps most among those that win more and that it duplicates; else -1. [Q]"""
+        found = np.full(self.num_queries, -1)
+        for winner, other, _ in reversed(self.duplicates(threshold)):  # the strongest comes last, and stays
+            found[other] = winner
+        return found
+
+    def orders(self, threshold: float = DUPLICATE) -> dict[str, list[int]]:
+        """Queries, sorted or chosen: by wins, by main class, by size, by number; the dead; the duplicates."""
+        wins = np.argsort(-self.wins, kind="stable")
+        main, size = self.main_class, np.nan_to_num(self.mean_size, nan=-1)
+        by_class = wins[np.argsort(np.where(main < 0, self.num_classes, main)[wins], kind="stable")]
+        pairs = [query for winner, other, _ in self.duplicates(threshold) for query in (winner, other)]
+        return {
+            "wins": wins.tolist(),
+            "class": by_class.tolist(),
+            "size": wins[np.argsort(-size[wins], kind="stable")].tolist(),
+            "number": list(range(self.num_queries)),
+            "dead": np.flatnonzero(self.dead).tolist(),
+            "duplicates": list(dict.fromkeys(pairs)),
+        }
+
+    def table(self, sort: str = "wins", limit: int | None = None, threshold: float = DUPLICATE) -> BiographyTable:
+        """One row per query; see `biography_table`. A notebook shows it, `print` writes it.
+
+        Args:
+            sort: one of the names of `orders`.
+            limit: only the first so many rows.
+            threshold: overlap from which two queries count as duplicates.
+        """
+        from m2f_lab.explore.biographies.words import BiographyTable
+
+        return BiographyTable(self, sort, limit, threshold)
+
+    def save(self, folder: str | Path) -> None:
+        """Write arrays.npz and biographies.json; the folder's previous content stays until all is written."""
+        words = {"format": FORMAT, "num_images": self.num_images, "num_pixels": self.num_pixels, "aspect": self.aspect}
+        classes = None if self.classes is None else asdict(self.classes) | {"things": sorted(self.classes.things)}
+
+        def write(new: Path) -> None:
+            np.savez_compressed(new / "arrays.npz", **{name: getattr(self, name) for name in _ARRAYS})
+            (new / "biographies.json").write_text(
+                json.dumps(words | {"classes": classes, "source": self.source}, indent=2, ensure_ascii=False) + "\n",
+                encoding="utf-8",
+            )
+
+        replace_folder(Path(folder).expanduser(), write)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Biographies:
+        """Read what `save` wrote. Nothing is unpickled.
+
+        Raises:
+            FileNotFoundError: there are no biographies in this folder.
+            ValueError: they were written by another version.
+        """
+        folder = Path(folder).expanduser()
+        settle_folder(folder)
+        file = folder / "biographies.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no biographies: there is no {file}. collect_biographies makes them."
+            )
+        words = json.loads(file.read_text(encoding="utf-8"))
+        if words.pop("format", None) != FORMAT:
+            raise ValueError(
+                f"{file} was written by another version of m2f_lab; delete {folder} and collect them again."
+            )
+        classes = words.pop("classes")
+        if classes is not None:
+            colors = tuple(tuple(color) for color in classes["colors"])
+            classes = Classes(tuple(classes["names"]), colors, frozenset(classes["things"]))
+        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+            return cls(**words, **{name: arrays[name] for name in _ARRAYS}, classes=classes)
+
+    def __repr__(self) -> str:
+        duplicates = int((self.duplicate_of() >= 0).sum())
+        return (
+            f"Biographies({self.num_queries} queries, {self.num_images} images, {int(self.dead.sum())} dead, "
+            f"{duplicates} duplicate{'s' * (duplicates != 1)})"
+        )

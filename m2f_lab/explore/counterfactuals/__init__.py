@@ -1,0 +1,1 @@
+"""CounterfactualExplorer: change one thing and run the decoder again."""

@@ -1,0 +1,251 @@
+"""What a person may change about an image's way through the transformer decoder, and the history of such changes.
+
+Layers are numbered as everywhere in the explorers: layer n makes prediction n, prediction 0 is that of the learned
+queries. (The code counts from zero: layer n is decoder.layer.n-1.) Queries and classes are numbered from zero.
+
+h/w height/width of the grid of cells that a layer looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from m2f_lab.explore.parts.labels import NO_OBJECT
+
+
+@dataclass(frozen=True)
+class Mute:
+    """Take a query out.
+
+    From `from_layer` on the query is no longer in the decoder: the others cannot see it in self-attention, and it
+    predicts nothing, which is "no object" for certain and a mask of logit 0. Layer 1 takes it out from the start, as
+    if its learned embeddings had been deleted; None lets it take part to the end and leaves it out of the result only.
+
+    Attributes:
+        query: its number.
+        from_layer: the first layer without it, or None.
+    """
+
+    query: int
+    from_layer: int | None = 1
+
+    @property
+    def first_layer(self) -> int | None:
+        return self.from_layer
+
+    @property
+    def target(self) -> tuple:
+        return "mute", self.query
+
+
+@dataclass(frozen=True)
+class ForceClass:
+    """Give a query's mask to one class for certain, whatever the query says.
+
+    Only results change, no layer runs again: the decoder is never told the classes that its queries predict.
+
+    Attributes:
+        query: its number.
+        label: a class, by number or by name; number K and "no object" mean none.
+        every_prediction: in the predictions after all layers instead of the last one only.
+    """
+
+    query: int
+    label: int | str
+    every_prediction: bool = False
+
+    @property
+    def first_layer(self) -> None:
+        return None
+
+    @property
+    def target(self) -> tuple:
+        return "class", self.query
+
+
+@dataclass(frozen=True, eq=False)
+class PaintAttention:
+    """Say cell by cell what a layer hides from a query, in place of the mask that the query predicted.
+
+    As in the model, a query from which everything is hidden is shown everything: the fallback opens its row.
+
+    Attributes:
+        layer: from 1.
+        query: its number.
+        blocked: True where the query must not look, over the whole padded image; see `Replay.grid`. bool [h, w]
+    """
+
+    layer: int
+    query: int
+    blocked: np.ndarray
+
+    def __post_init__(self) -> None:
+        given = self.blocked.cpu().numpy() if isinstance(self.blocked, Tensor) else np.asarray(self.blocked)
+        if given.dtype != bool or given.ndim != 2:
+            raise ValueError(
+                f"PaintAttention.blocked must be a boolean map [h, w], True where the query must not look, got "
+                f"{given.dtype} {list(given.shape)}."
+            )
+        kept = given.copy()
+        kept.flags.writeable = False  # an edit that changed later would not be what the history shows
+        object.__setattr__(self, "blocked", kept)
+
+    @property
+    def first_layer(self) -> int:
+        return self.layer
+
+    @property
+    def target(self) -> tuple:
+        return "attention", self.layer, self.query
+
+
+@dataclass(frozen=True)
+class Unmask:
+    """Switch masking off: a layer hides nothing.
+
+    Attributes:
+        layer: from 1.
+        query: from whom nothing is hidden; None means from all queries.
+    """
+
+    layer: int
+    query: int | None = None
+
+    @property
+    def first_layer(self) -> int:
+        return self.layer
+
+    @property
+    def target(self) -> tuple:
+        return "attention", self.layer, self.query
+
+
+Edit = Mute | ForceClass | PaintAttention | Unmask
+
+
+def check_edit(
+    edit: Edit, num_queries: int, names: Sequence[str], grids: Sequence[tuple[int, int]], strides: Sequence[int]
+) -> None:
+    """Raises what is wrong with an edit.
+
+    Args:
+        num_queries: Q.
+        names: of the K classes.
+        grids: height and width of the grid that each layer looks at, in cells.
+        strides: image pixels per cell of each.
+
+    Raises:
+        TypeError: it is no edit.
+        ValueError: there is no such query, layer or class, or the painted map has another size than the layer's grid.
+    """
+    if not isinstance(edit, Edit):
+        raise TypeError(f"An edit is a Mute, ForceClass, PaintAttention or Unmask, got {type(edit).__name__}.")
+    query = edit.query
+    if query not in range(num_queries) and not (query is None and isinstance(edit, Unmask)):
+        raise ValueError(f"There is no query {query}; they are numbered 0…{num_queries - 1}.")
+    layer = edit.first_layer
+    if layer is not None and layer not in range(1, len(grids) + 1):
+        way_out = " To leave a query out of the result only, say from_layer=None." if isinstance(edit, Mute) else ""
+        raise ValueError(
+            f"There is no layer {layer}; layers are numbered 1…{len(grids)} (layer n is decoder.layer.n-1).{way_out}"
+        )
+    if isinstance(edit, ForceClass):
+        class_number(edit.label, names)
+    if isinstance(edit, PaintAttention) and edit.blocked.shape != tuple(grids[layer - 1]):
+        height, width = grids[layer - 1]
+        raise ValueError(
+            f"Layer {layer} looks at {height} × {width} cells of stride {strides[layer - 1]}, padding included, but "
+            f"the painted map is {edit.blocked.shape[0]} × {edit.blocked.shape[1]}."
+        )
+
+
+def class_number(label: int | str, names: Sequence[str]) -> int:
+    """The number of a class that is given by number or name; K for "no object".
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    known = [*names, NO_OBJECT]
+    if isinstance(label, str):
+        if label not in known:
+            raise ValueError(f"There is no class {label!r}; there are {', '.join(known)}.")
+        return known.index(label)
+    if label not in range(len(names) + 1):
+        raise ValueError(f"There is no class {label}; they are numbered 0…{len(names) - 1}, {len(names)}: {NO_OBJECT}.")
+    return int(label)
+
+
+def describe(edit: Edit, names: Sequence[str]) -> str:
+    """An edit in words; `names` are those of the K classes."""
+    match edit:
+        case Mute(query, None):
+            return f"query {query}: muted in the result only"
+        case Mute(query, layer):
+            return f"query {query}: muted from layer {layer} on"
+        case ForceClass(query, label, every_prediction):
+            name = [*names, NO_OBJECT][class_number(label, names)]
+            return f"query {query}: called {name}" + (" in every prediction" if every_prediction else "")
+        case PaintAttention(layer, query, blocked):
+            cells = f"{blocked.sum()} of {blocked.size} cells hidden"
+            return f"query {query}, layer {layer}: attention mask painted, {cells}"
+        case Unmask(layer, query):
+            whom = "all queries" if query is None else f"query {query}"
+            return f"{whom}, layer {layer}: masking off"
+
+
+def with_edit(edits: tuple[Edit, ...], edit: Edit) -> tuple[Edit, ...]:
+    """Add an edit at the end, in place of an earlier one of the same query's attention, class or presence."""
+    return (*(earlier for earlier in edits if earlier.target != edit.target), edit)
+
+
+class EditHistory:
+    """Edits that can be taken back and made again. A new edit ends what could be made again.
+
+    Attributes:
+        edits: those that are in force now, in order.
+    """
+
+    def __init__(self) -> None:
+        self._past: list[tuple[Edit, ...]] = [()]
+        self._future: list[tuple[Edit, ...]] = []
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return self._past[-1]
+
+    @property
+    def can_undo(self) -> bool:
+        return len(self._past) > 1
+
+    @property
+    def can_redo(self) -> bool:
+        return bool(self._future)
+
+    def apply(self, edit: Edit) -> tuple[Edit, ...]:
+        """Add one edit; see `with_edit`."""
+        return self._go_to(with_edit(self.edits, edit))
+
+    def reset(self) -> tuple[Edit, ...]:
+        """Drop all edits, which can be undone, too."""
+        return self._go_to(()) if self.edits else self.edits
+
+    def undo(self) -> tuple[Edit, ...]:
+        """Go one step back; at the beginning, nothing happens."""
+        if self.can_undo:
+            self._future.append(self._past.pop())
+        return self.edits
+
+    def redo(self) -> tuple[Edit, ...]:
+        """Go forward again; where nothing was undone, nothing happens."""
+        if self.can_redo:
+            self._past.append(self._future.pop())
+        return self.edits
+
+    def _go_to(self, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        self._past.append(edits)
+        self._future.clear()
+        return edits

@@ -1,0 +1,164 @@
+"""How a counterfactual becomes pictures and words: label maps with names, what changed, and what layers hide.
+
+Q queries, K classes, N decoder layers, h/w height/width of a grid.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from m2f_lab.data import Classes
+from m2f_lab.explore.counterfactuals.edits import Edit, Mute, describe
+from m2f_lab.explore.counterfactuals.label_change import LabelChange
+from m2f_lab.explore.parts.drawing import label_table
+from m2f_lab.explore.parts.table import Caption, Table
+from m2f_lab.explore.queries.views import OPENED
+from m2f_lab.structures import Output
+
+LONGEST_EDGE = 640
+"""Label maps are sent at most this large, in cells: the nearest pixel of each."""
+
+UNCHANGED = ("unchanged", (74, 80, 94, 215))  # fog, in which changes stand out
+OTHER = ("another change", (0, 0, 0, 220))
+
+BEFORE, NOW, DIFFERENCE = range(3)
+STATES = (("before", BEFORE), ("now", NOW), ("difference", DIFFERENCE))
+
+
+class NamedMaps(NamedTuple):
+    """Label maps for a MaskView.
+
+    Attributes:
+        maps: before, now, difference. uint8 [3, h, w]
+        names: of each value: the classes, "unchanged", and "old → new" for every kind of change.
+        table: colour and opacity of each value; a change has the colour of the new class. uint8 [256, 4]
+    """
+
+    maps: np.ndarray
+    names: list[str]
+    table: np.ndarray
+
+
+def named_maps(change: LabelChange, classes: Classes, longest_edge: int = LONGEST_EDGE) -> NamedMaps:
+    """Both label maps and the difference between them, which tells what became of what.
+
+    A byte tells 256 values apart. Where there are more kinds of change than fit, the rarest share one value.
+    """
+    names, table = [*classes.names, UNCHANGED[0]], label_table(classes)
+    first, last = len(names), 255
+    table[first - 1] = UNCHANGED[1]
+    value_of = np.full((len(classes), len(classes)), first - 1, np.uint8)
+    for value, (old, new, _) in enumerate(change.flows(), start=first):
+        value_of[old, new] = min(value, last)
+        if value > last:
+            names[last], table[last] = OTHER
+        else:
+            names.append(f"{classes.names[old]} → {classes.names[new]}")
+            table[value] = (*classes.colors[new], 235)
+    before, now = (_shrunk(label_map, longest_edge) for label_map in (change.before, change.after))
+    return NamedMaps(np.stack([before, now, value_of[before, now]]).astype(np.uint8), names, table)
+
+
+def _shrunk(label_map: np.ndarray, longest_edge: int) -> np.ndarray:
+    """Every so many pixels, the one in the middle."""
+    scale = max(1.0, max(label_map.shape) / longest_edge)
+    rows, columns = (
+        ((np.arange(cells) + 0.5) * edge / cells).astype(int)
+        for edge, cells in zip(label_map.shape, (max(1, round(edge / scale)) for edge in label_map.shape), strict=True)
+    )
+    return label_map[rows[:, None], columns]
+
+
+def change_caption(change: LabelChange, classes: Classes) -> Caption:
+    """How many pixels changed, and what every class gained or lost, the largest change first."""
+    total = change.before.size
+    before, now = change.pixels_before, change.pixels_after
+    present = np.flatnonzero(before + now)
+    order = present[np.argsort(-np.abs(now - before)[present], kind="stable")]
+    header = [
+        ("class", ""),
+        ("before", "Share of the image without any edit."),
+        ("now", "Share of the image with the edits."),
+        ("change", "In hundredths of the image."),
+    ]
+    rows = [
+        [
+            classes.names[k],
+            f"{100 * before[k] / total:.1f} %",
+            f"{100 * now[k] / total:.1f} %",
+            _signed(100 * (now - before)[k] / total),
+        ]
+        for k in order.tolist()
+    ]
+    if change.iou_before is not None:
+        header += [
+            ("IoU before", "Overlap with the truth: pixels in both, divided by pixels in either, in percent."),
+            ("IoU now", "The same with the edits. –: the truth holds no such class."),
+        ]
+        for row, k in zip(rows, order.tolist(), strict=True):
+            row += [_percent(change.iou_before[k]), _percent(change.iou_after[k])]
+    return Caption(
+        text=f"{change.num_changed} of {total} pixels changed ({100 * change.share_changed:.1f} %)",
+        table=Table(tuple(header), tuple(tuple(row) for row in rows)),
+    )
+
+
+def _signed(value: float) -> str:
+    """12.34 → "+12.3"; too little to show → "0.0" """
+    return "0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def hidden_stacks(output: Output, order: np.ndarray) -> list[np.ndarray]:
+    """What every layer hides from every query, in the given order: 255 where it does. N × uint8 [Q, h, w]"""
+    seen, order = output.intermediates, order.tolist()
+    sizes = seen["decoder.level_sizes"]
+    stacks = []
+    for i in range(output.num_predictions - 1):
+        size = sizes[seen[f"decoder.layer.{i}.level"]]
+        blocked = seen[f"decoder.layer.{i}.attention_blocked"][0, order].unflatten(1, size)
+        stacks.append(blocked.byte().mul(255).cpu().numpy())
+    return stacks
+
+
+def hidden_captions(output: Output, order: np.ndarray, edits: Sequence[Edit]) -> list[list[Caption]]:
+    """How much every layer hides, whether the fallback opened it, and whether a person had a hand in it. N × Q"""
+    by_hand = {edit.target for edit in edits}
+    muted_from = {edit.query: edit.from_layer for edit in edits if isinstance(edit, Mute) and edit.from_layer}
+    captions = []
+    for i in range(output.num_predictions - 1):
+        blocked = output.intermediates[f"decoder.layer.{i}.attention_blocked"][0]
+        opened = output.intermediates[f"decoder.layer.{i}.attention_opened"][0].tolist()
+        hidden, cells = blocked.sum(1).tolist(), blocked.shape[1]
+        row = []
+        for query in order.tolist():
+            text = f"Layer {i + 1}, query {query}: {hidden[query]} of {cells} cells hidden"
+            if muted_from.get(query, output.num_predictions) <= i + 1:
+                text = f"Layer {i + 1}, query {query}: muted, it sees nothing"
+            elif {("attention", i + 1, query), ("attention", i + 1, None)} & by_hand:
+                text += ", by hand"
+            row.append(Caption(text, warning=OPENED if opened[query] else ""))
+        captions.append(row)
+    return captions
+
+
+def edits_as_text(edits: Sequence[Edit], names: Sequence[str], most: int = 3) -> str:
+    """What was changed, in one line."""
+    told = [describe(edit, names) for edit in edits[:most]]
+    if len(edits) > most:
+        told.append(f"and {len(edits) - most} more")
+    return "; ".join(told) or "nothing changed"
+
+
+def edits_as_html(edits: Sequence[Edit], names: Sequence[str]) -> str:
+    """A list of what was changed."""
+    if not edits:
+        return "<i>Nothing is changed: this is what the model says.</i>"
+    return "<ol>" + "".join(f"<li>{html.escape(describe(edit, names))}</li>" for edit in edits) + "</ol>"

@@ -1,0 +1,1 @@
+"""MatchingExplorer: which query the matcher gives each segment."""

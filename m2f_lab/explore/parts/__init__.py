@@ -1,0 +1,1 @@
+"""Parts that tools are made of; they import no tool."""

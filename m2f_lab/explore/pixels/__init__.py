@@ -1,0 +1,1 @@
+"""PixelExplorer: where a pixel's score comes from."""

@@ -1,0 +1,1 @@
+"""QueryExplorer: one query through all layers."""

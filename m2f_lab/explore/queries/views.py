@@ -1,0 +1,217 @@
+"""How a trace becomes pictures and words: three linked views, their captions, and the entries of the menus.
+
+L predictions, N = L - 1 decoder layers, Q queries, K classes, h/w height/width of a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from m2f_lab.explore.parts.labels import Labels, percent
+from m2f_lab.explore.parts.mask_grid import MaskGrid
+from m2f_lab.explore.parts.mask_view import MaskView
+from m2f_lab.explore.parts.table import Caption
+from m2f_lab.explore.queries.trace import QueryTrace, pool, top_classes, with_mean
+
+THUMBNAIL_CELLS, SMALL_CELLS = 32, 48
+"""Masks in thumbnails and in the small picture have at most this many cells along each edge."""
+
+MAX_ATTENTION_BYTES = 64 * 2**20
+"""More attention is summed over 2 × 2 cells before it is sent, as for 1024 × 2048 pixels, 100 queries and 8 heads."""
+
+HELP = {
+    "mask": "The probability that a pixel belongs to this query; the white line is at one half. Click to choose the "
+    "query that contributes most to the class predicted at that pixel in the end.",
+    "before": "The mask after the layer before: what masked attention lets this layer see. Its cells are averages "
+    "where the large picture has finer ones.",
+    "blocked": "Masked attention: a layer lets a query see the image only inside the mask it predicted just before. "
+    "What lies in grey fog was hidden from it.",
+    "grid": "All queries at the chosen layer: number, likeliest class, its probability. Click one to open it.",
+    "attention": "How the query distributed its attention over the image in this layer. All cells of a head add up to "
+    "100 %. Stride 8: a cell stands for 8 × 8 pixels of the image as the model sees it.",
+}
+
+NOT_YET = "No layer has looked at the image yet."
+OPENED = "Its mask was empty, so nothing was left to see: the fallback opened every cell."
+
+
+def query_options(probabilities: np.ndarray, order: np.ndarray, labels: Labels) -> list[tuple[str, int]]:
+    """Menu entries in the given order: query number, best class and its probability.
+
+    Args:
+        probabilities: of the last prediction; "no object" last. [Q, K+1]
+        order: query numbers. [Q]
+
+    Returns:
+        (text, query number) each.
+    """
+    entries = []
+    for query in order.tolist():
+        best = int(probabilities[query, :-1].argmax())
+        unlikely = probabilities[query, -1] > probabilities[query, best]
+        text = f"query {query} · {labels[best][0]} {percent(probabilities[query, best])}"
+        entries.append((text + " (no object)" if unlikely else text, query))
+    return entries
+
+
+def mask_captions(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[list[Caption]]:
+    """What a query predicted: its likeliest classes as bars. L × Q"""
+    last = trace.num_predictions - 1
+    captions = []
+    for layer, probabilities in enumerate(trace.class_probabilities):
+        when = f"after layer {layer} of {last}" if layer else "before the first layer: the learned query itself"
+        captions.append(
+            [
+                Caption(
+                    text=f"Query {query}, {when}",
+                    bars=tuple(
+                        (labels[label][0], round(value, 4), labels[label][1])
+                        for label, value in top_classes(probabilities[query])
+                    ),
+                )
+                for query in order.tolist()
+            ]
+        )
+    return captions
+
+
+def before_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
+    """Which prediction the mask before is. L × Q"""
+    texts = [
+        NOT_YET,
+        "The learned query's own mask",
+        *(f"After layer {n}" for n in range(1, trace.num_predictions - 1)),
+    ]
+    return [[Caption(text)] * len(order) for text in texts[: trace.num_predictions]]
+
+
+def blocked_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
+    """How much a layer hid from a query, and whether the fallback had to open it. L × Q"""
+    captions = [[Caption(NOT_YET)] * len(order)]
+    for layer, (blocked, opened) in enumerate(zip(trace.blocked, trace.opened, strict=True), start=1):
+        height, width = blocked.shape[1:]
+        hidden = blocked.sum(axis=(1, 2))
+        captions.append(
+            [
+                Caption(
+                    text=f"Layer {layer}: {hidden[query]} of {height * width} cells hidden",
+                    warning=OPENED if opened[query] else "",
+                )
+                for query in order.tolist()
+            ]
+        )
+    return captions
+
+
+def attention_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
+    """On which grid a layer looked. L × Q"""
+    captions = [[Caption(NOT_YET)] * len(order)]
+    for layer, (blocked, stride) in enumerate(zip(trace.blocked, trace.strides, strict=True), start=1):
+        height, width = blocked.shape[1:]
+        text = f"Layer {layer}: {height} × {width} cells, stride {stride}"
+        captions.append([Caption(text)] * len(order))
+    return captions
+
+
+def grid_labels(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[list[str]]:
+    """Number, likeliest class and its probability of every query. L × Q"""
+    return [
+        [
+            f"{query} {labels[label][0]} {percent(probability)}"
+            for query in order.tolist()
+            for label, probability in top_classes(probabilities[query], 1)
+        ]
+        for probabilities in trace.class_probabilities
+    ]
+
+
+def grid_orders(trace: QueryTrace, order: np.ndarray) -> dict[str, list[int]]:
+    """Places in the given order, sorted by the last prediction's score, class or area. Q each"""
+    probabilities, masks = trace.class_probabilities[-1, order], trace.masks[-1, order]
+    likeliest = probabilities.argmax(axis=1)  # "no object" comes last
+    area = (masks > 0.5).mean(axis=(1, 2))
+    return {
+        "score": list(range(len(order))),
+        "class": np.lexsort((np.arange(len(order)), likeliest)).tolist(),
+        "area": np.argsort(-area, kind="stable").tolist(),
+    }
+
+
+def pooled(masks: np.ndarray, cells: int) -> np.ndarray:
+    """Masks with at most so many cells along each edge, averaged. [Q, h, w] → [Q, h', w']"""
+    size = tuple(min(edge, cells) for edge in masks.shape[1:])
+    return F.adaptive_avg_pool2d(torch.from_numpy(masks), size).clamp(0, 1).numpy()
+
+
+def attention_pooling(trace: QueryTrace, max_bytes: int = MAX_ATTENTION_BYTES) -> list[int]:
+    """By how much each layer's attention must be pooled for all of it to stay below a number of bytes. N"""
+    factors = [1] * len(trace.attention)
+
+    def sizes() -> list[int]:
+        return [
+            weights.size // weights.shape[1] * (weights.shape[1] + 1) // factor**2
+            for weights, factor in zip(trace.attention, factors, strict=True)
+        ]
+
+    while sum(sizes()) > max_bytes:
+        largest = max(range(len(factors)), key=lambda layer: sizes()[layer])
+        height, width = trace.attention[largest].shape[2:]
+        if height % (2 * factors[largest]) or width % (2 * factors[largest]):
+            break
+        factors[largest] *= 2
+    return factors
+
+
+def _attention_stacks(trace: QueryTrace, order: np.ndarray) -> Iterator[np.ndarray]:
+    """One layer at a time: all of them in floating point would take hundreds of megabytes. [Q, 1 + heads, h, w] each"""
+    yield np.zeros((len(order), 1, 1, 1), np.uint8)
+    for weights, factor in zip(trace.attention, attention_pooling(trace), strict=True):
+        # A sum of shares that all but makes a whole may be rounded to a little more than that.
+        yield np.minimum(pool(with_mean(weights[order]), factor), 1)
+
+
+def make_views(
+    image: np.ndarray, trace: QueryTrace, order: np.ndarray, labels: Labels, width: int
+) -> dict[str, MaskView]:
+    """The large view of the masks, small ones of the mask before, the blocked area and the attention, and all queries.
+
+    `stack` is the prediction, `index` the place in `order`, `channel` the head plus one; 0 is the mean of the heads.
+    """
+    place = np.argsort(order)  # of each query in the order
+    common = {"num_channels": trace.num_heads + 1, "group": f"queries-{id(trace)}"}
+    small = (width - 18) // 2
+    nothing = np.zeros((len(order), 1, 1), bool)
+    smaller = [pooled(masks[order], SMALL_CELLS) for masks in trace.masks]
+    return {
+        "mask": MaskView(
+            image, list(trace.masks[:, order]), captions=mask_captions(trace, order, labels),
+            pick=place[trace.winners], contour=0.5, width=width, title="What it predicts", help=HELP["mask"],
+            unit="probability of belonging to the query", **common,
+        ),
+        "before": MaskView(
+            image, [nothing, *smaller[:-1]],
+            captions=before_captions(trace, order), pick=place[trace.winners], contour=0.5, width=small,
+            title="What it predicted before", help=HELP["before"], unit="probability", **common,
+        ),
+        "blocked": MaskView(
+            image, [nothing, *(blocked[order] for blocked in trace.blocked)], colors="blocked", smooth=False,
+            captions=blocked_captions(trace, order), coverage=trace.coverage, pick=place[trace.winners],
+            words=("visible", "hidden"), contour=0.5, width=small, title="What it may not see", help=HELP["blocked"],
+            **common,
+        ),
+        "attention": MaskView(
+            image, _attention_stacks(trace, order), colors="heat", relative=True, smooth=False,
+            captions=attention_captions(trace, order), coverage=trace.coverage, pick=place[trace.winners],
+            readout="{percent} of the attention", unit="of the attention, per cell", width=small,
+            title="Where it looks", help=HELP["attention"], **common,
+        ),
+        "grid": MaskGrid(
+            image, [pooled(masks, THUMBNAIL_CELLS) for masks in smaller],
+            labels=grid_labels(trace, order, labels), orders=grid_orders(trace, order), width=2 * width,
+            title="All queries", help=HELP["grid"],
+        ),
+    }  # fmt: skip

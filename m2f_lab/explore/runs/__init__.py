@@ -1,0 +1,1 @@
+"""Runs: watched live, and compared."""

@@ -1,0 +1,152 @@
+"""compare: several runs laid over each other, what differs between their recipes, and how good they became."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from m2f_lab.explore.parts.table import html_table, text_table
+from m2f_lab.explore.runs.history import History, say_duration
+from m2f_lab.explore.runs.pages import save_static_page
+from m2f_lab.recipes import Recipe
+from m2f_lab.training import Run
+from m2f_lab.training.run import METRIC
+
+if TYPE_CHECKING:
+    from m2f_lab.explore.plots import Figure
+
+_WORDS = {"name", "notes", "published"}  # of a recipe; they change nothing
+
+
+def compare(runs: Sequence[Run | str | Path] | Mapping[str, Run | str | Path]) -> Comparison:
+    """Lay runs over each other.
+
+        compare(["runs/small", "runs/large"])
+        compare({"without jitter": run, "with": other})
+
+    Args:
+        runs: runs or their folders; a mapping gives them names, else they are called after their folders.
+
+    Raises:
+        ValueError: there is nothing to compare, or a run has no rows yet.
+        FileNotFoundError: a folder holds no run.
+    """
+    if isinstance(runs, (Run, str, Path)):
+        raise ValueError(f"compare takes several runs, in a list or a mapping: compare([{str(runs)!r}, ...]).")
+    named = dict(runs) if isinstance(runs, Mapping) else dict(zip(_names(runs), runs, strict=True))
+    if not named:
+        raise ValueError("compare needs at least one run; pass runs or their folders.")
+    return Comparison({name: run if isinstance(run, Run) else Run(run) for name, run in named.items()})
+
+
+class Comparison:
+    """What `compare` shows: curves over iterations and over time, and a table.
+
+    Attributes:
+        runs: name → run.
+        histories: name → its rows as they were when they were compared.
+        differences: field → name → its value, for the fields of the recipes that differ.
+    """
+
+    def __init__(self, runs: Mapping[str, Run]) -> None:
+        self.runs = dict(runs)
+        recipes = {name: flat_recipe(run.recipe) for name, run in runs.items()}
+        self.differences = differing_fields(recipes)
+        self.histories = {name: _read(name, run) for name, run in runs.items()}
+
+    @property
+    def table(self) -> list[tuple[str, ...]]:
+        """A header, then one row per run: how far it is, its best and last mIoU, and what is its own."""
+        header = ("run", "iterations", "time", f"best {METRIC}", "at", f"last {METRIC}", *self.differences)
+        return [header, *(self._row(name) for name in self.runs)]
+
+    def _row(self, name: str) -> tuple[str, ...]:
+        history = self.histories[name]
+        measured = [row for row in history.evaluations if row[METRIC] is not None]
+        best = max(measured, key=lambda row: row[METRIC], default=None)
+        place = history.last_step or history.evaluations[-1]
+        return (
+            name,
+            str(place["iteration"]),
+            say_duration(place.get("seconds", 0.0)),
+            f"{best[METRIC]:.1f} %" if best else "–",
+            str(best["iteration"]) if best else "–",
+            f"{measured[-1][METRIC]:.1f} %" if measured else "–",
+            *(str(values[name]) for values in self.differences.values()),
+        )
+
+    def figure(self) -> Figure:
+        """Loss, terms, mIoU and learning rate, over iterations and over time."""
+        from m2f_lab.explore import plots  # not needed for the table
+
+        rows = {name: (h.steps, with_seconds(h.evaluations, h.steps)) for name, h in self.histories.items()}
+        return plots.compared_runs(rows)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write one self-contained page with the curves as vectors and the table."""
+        save_static_page(path, f"{len(self.runs)} runs", [self.figure()], [self.table])
+
+    def __str__(self) -> str:
+        return text_table(self.table)
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(self.runs)})"
+
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        png = self.figure()._repr_png_()
+        picture = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="curves of the runs">'
+        return {"text/plain": str(self), "text/html": picture + html_table(self.table), "image/png": png}
+
+
+def flat_recipe(recipe: Recipe) -> dict[str, object]:
+    """Every field that decides something, by its full name, such as "optimization.learning_rate"."""
+    flat = {}
+    for part, value in asdict(recipe).items():
+        if part in _WORDS:
+            continue
+        flat |= {f"{part}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {part: value}
+    return flat
+
+
+def differing_fields(recipes: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
+    """The fields in which recipes differ: field → name of the recipe → value."""
+    columns = {
+        field: {name: recipe[field] for name, recipe in recipes.items()} for field in next(iter(recipes.values()))
+    }
+    return {field: values for field, values in columns.items() if len({repr(value) for value in values.values()}) > 1}
+
+
+def with_seconds(evaluations: Sequence[dict], steps: Sequence[dict]) -> list[dict]:
+    """Evaluations do not say when they were: read it from the steps around them."""
+    if not steps:
+        return []
+    iterations, seconds = [row["iteration"] for row in steps], [row["seconds"] for row in steps]
+    return [row | {"seconds": float(np.interp(row["iteration"], iterations, seconds))} for row in evaluations]
+
+
+def _read(name: str, run: Run) -> History:
+    history = History()
+    for row in run.metrics:
+        history.add(row)
+    if not history.steps:
+        raise ValueError(
+            f"The run {name!r} has no rows yet: {run.path / 'metrics.jsonl'} is empty or absent. It gets one every "
+            f"{run.recipe.optimization.log_every} iterations; compare it once it has one, or leave it out."
+        )
+    return history
+
+
+def _names(runs: Sequence[Run | str | Path]) -> list[str]:
+    """The last part of each folder, or as many as tell them apart."""
+    paths = [(run if isinstance(run, Run) else Run(run)).path.absolute() for run in runs]
+    if len(set(paths)) < len(paths):
+        raise ValueError("A run is there twice; give each once, or a mapping with names of their own.")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]

@@ -1,0 +1,1 @@
+"""SamplingExplorer: where deformable attention reads."""
