@@ -239,7 +239,7 @@ def test_a_run_keeps_its_biographies(root: Path, whole, capsys: pytest.CaptureFi
     expected = collect_biographies(whole.model(), open_dataset("folder", root, "val"), source=found.source, **sizes)
     assert values(found) == values(expected)
     with monkeypatch.context() as patch:
-        patch.setattr("m2f_lab.explore.biography_collection.collect_biographies", None)  # is not called
+        patch.setattr("m2f_lab.explore.biographies.collect.collect_biographies", None)  # is not called
         assert values(biographies_of(str(whole.path), root)) == values(found)
     assert capsys.readouterr().out == "Read the biographies of 2 images from whole/biographies.\n"
     for other in ({"split": "train"}, {"limit": 1}):

@@ -17,8 +17,9 @@ from PIL import Image
 
 from m2f_lab import recipes
 from m2f_lab.data import Classes
-from m2f_lab.explore import QueryExplorer, plots, query_views
+from m2f_lab.explore import QueryExplorer, plots
 from m2f_lab.explore.parts.labels import class_labels, percent
+from m2f_lab.explore.queries import views as query_views
 from m2f_lab.explore.queries.trace import (
     grid_size,
     pool,
