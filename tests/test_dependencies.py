@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,9 +24,21 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-USERS = [Requirement(line) for line in PROJECT["dependencies"]]
-KERNELS = [Requirement(line) for line in PROJECT["optional-dependencies"]["triton"]]  # imported only where it is there
-DEVELOPERS = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """Packages of some extras; an extra that names others, as m2f_lab[jupyter], stands for theirs too."""
+    found = []
+    for wanted in (Requirement(line) for extra in extras for line in EXTRAS[extra]):
+        found += requirements(*sorted(wanted.extras)) if wanted.name == PROJECT["name"] else [wanted]
+    return found
+
+
+CORE = [Requirement(line) for line in PROJECT["dependencies"]]
+KERNELS = requirements("triton")  # imported only where it is installed
+JUPYTER = requirements("jupyter")
+DEVELOPERS = requirements("dev")
 LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
 # Where the module is not called as the package is.
@@ -44,7 +57,7 @@ def applies(requirement: Requirement, where: dict[str, str]) -> bool:
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_lock_pins_each_dependency_once_and_inside_its_range(python: str, platform: str) -> None:
+def test_lock_pins_each_dependency_once_and_inside_its_range(python: str, platform: str) -> None:
     where = environment(python, platform)
     pins: dict[str, list[str]] = {}
     for pin in LOCK:
@@ -52,24 +65,24 @@ def test_the_lock_pins_each_dependency_once_and_inside_its_range(python: str, pl
             assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"not an exact version: {pin}"
             pins.setdefault(canonicalize_name(pin.name), []).append(str(pin.specifier)[2:])
     assert {name: versions for name, versions in pins.items() if len(versions) > 1} == {}
-    for wanted in USERS + DEVELOPERS:
+    for wanted in CORE + DEVELOPERS:
         if applies(wanted, where):
             assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)][0]), f"{wanted}: run `make lock`"
 
 
 def test_ranges_are_bounded_on_both_sides() -> None:
     """From the oldest version that is known to work, up to the next one that may break it."""
-    for wanted in USERS + DEVELOPERS:
+    for wanted in CORE + DEVELOPERS:
         operators = {specifier.operator for specifier in wanted.specifier}
         assert ">=" in operators, wanted
         assert "<" in operators or wanted.marker, wanted
 
 
-def test_whatever_is_installed_on_the_way_is_pinned_as_well() -> None:
+def test_lock_pins_indirect_dependencies() -> None:
     """Follows the requirements of the installed packages from m2f_lab[dev] down."""
     pinned = {canonicalize_name(pin.name) for pin in LOCK}
     reached: set[str] = set()
-    open_ends = [wanted for wanted in USERS + DEVELOPERS if applies(wanted, {"extra": ""})]
+    open_ends = [wanted for wanted in CORE + DEVELOPERS if applies(wanted, {"extra": ""})]
     while open_ends:
         wanted = open_ends.pop()
         name = canonicalize_name(wanted.name)
@@ -84,14 +97,14 @@ def test_whatever_is_installed_on_the_way_is_pinned_as_well() -> None:
                 open_ends.append(further)
 
 
-def test_conda_users_get_the_same() -> None:
+def test_environment_installs_the_locked_set() -> None:
     """conda gives Python, pip the rest: pyproject.toml's packages, all of them, at the versions of the lock."""
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     by_pip = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
     by_conda = {re.split("[=<>]", entry)[0] for entry in conda["dependencies"] if isinstance(entry, str)}
     assert conda["name"] == PROJECT["name"]
     assert by_pip == ["--constraint requirements.lock", "--editable .[dev]"]
-    assert not by_conda & {canonicalize_name(wanted.name) for wanted in USERS + DEVELOPERS}, "named twice"
+    assert not by_conda & {canonicalize_name(wanted.name) for wanted in CORE + DEVELOPERS}, "named twice"
     python = next(entry.split("=")[1] for entry in conda["dependencies"] if str(entry).startswith("python="))
     assert SpecifierSet(PROJECT["requires-python"]).contains(python)
     assert {"pip", "make"} <= by_conda
@@ -128,13 +141,62 @@ def python_sources(*folders: str) -> Iterable[tuple[str, str]]:
                     yield str(path.relative_to(ROOT)), "\n".join(lines)
 
 
-def test_users_get_all_that_the_package_and_the_notebooks_import() -> None:
-    named = {canonicalize_name(wanted.name) for wanted in USERS + KERNELS}
+def missing(imported: dict[str, str], requirements: list[Requirement]) -> dict[str, str]:
+    named = {canonicalize_name(wanted.name) for wanted in requirements}
+    return {name: place for name, place in imported.items() if name not in named}
+
+
+def test_core_is_light() -> None:
+    """A server that only trains needs neither Jupyter nor matplotlib."""
+    named = {canonicalize_name(wanted.name) for wanted in CORE}
+    assert named == {"numpy", "pillow", "safetensors", "scipy", "timm", "torch", "tqdm"}
+
+
+def test_dev_extra_holds_the_others() -> None:
+    named = {wanted.name for wanted in DEVELOPERS}
+    assert named >= {wanted.name for wanted in JUPYTER + KERNELS}
+    assert not {wanted.name for wanted in CORE} & named, "named twice"
+
+
+def test_core_names_all_imports_of_the_library() -> None:
+    sources = [(place, source) for place, source in python_sources("m2f_lab") if "/explore/" not in place]
+    assert missing(third_party_imports(sources), CORE + KERNELS) == {}
+
+
+def test_jupyter_extra_names_all_imports_of_explorers_notebooks_and_tools() -> None:
     imported = third_party_imports(python_sources("m2f_lab", "notebooks", "tools"))
-    assert {name: place for name, place in imported.items() if name not in named} == {}
+    assert missing(imported, CORE + KERNELS + JUPYTER) == {}
 
 
-def test_developers_get_all_that_tests_and_benchmarks_import() -> None:
-    named = {canonicalize_name(wanted.name) for wanted in USERS + DEVELOPERS}
-    imported = third_party_imports(python_sources("tests", "benchmarks"))
-    assert {name: place for name, place in imported.items() if name not in named} == {}
+def test_dev_extra_names_all_imports_of_tests_and_benchmarks() -> None:
+    assert missing(third_party_imports(python_sources("tests", "benchmarks")), CORE + DEVELOPERS) == {}
+
+
+def test_make_installs_the_jupyter_extra() -> None:
+    setup = (ROOT / "tools" / "setup.sh").read_text()
+    assert "extra=${1:-jupyter}" in setup
+    assert '-c requirements.lock -e ".[$extra]"' in setup
+    assert "sh tools/setup.sh dev" in (ROOT / "Makefile").read_text()
+
+
+def test_console_script_names_the_command_line() -> None:
+    """An installer writes a script of these very lines."""
+    assert PROJECT["scripts"] == {"m2f-lab": "m2f_lab.__main__:main"}
+    module, _, function = PROJECT["scripts"]["m2f-lab"].partition(":")
+    script = f"import sys\nfrom {module} import {function}\nsys.argv[0] = 'm2f-lab'\nsys.exit({function}())"
+    for arguments, status, said in ((["recipes"], 0, "camvid_small"), (["evaluate", "nowhere"], 2, "usage: ")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == status, done.stderr
+        assert said in done.stdout + done.stderr
+
+
+def test_console_script_is_installed_with_the_package() -> None:
+    """Where the package is installed: its entry point is the function that the project names."""
+    points = importlib.metadata.entry_points(group="console_scripts", name="m2f-lab")
+    if not points:
+        pytest.skip("m2f_lab was installed before it had a console script, or not at all")
+    from m2f_lab.__main__ import main
+
+    assert {point.load() for point in points} == {main}

@@ -35,7 +35,7 @@ def many() -> dict[str, list[Scene]]:
 
 
 @pytest.mark.parametrize(("kind", "last"), [("street", 33), ("room", 150)])
-def test_maps_hold_raw_ids_of_the_real_data_set(many, kind, last) -> None:
+def test_scene_maps_hold_raw_ids(many, kind, last) -> None:
     for scene in many[kind]:
         assert (scene.image.dtype, scene.image.shape) == (np.uint8, (96, 160, 3))
         assert (scene.class_ids.dtype, scene.class_ids.shape) == (np.uint8, (96, 160))
@@ -52,7 +52,7 @@ def things(kind: str) -> set[int]:
 
 
 @pytest.mark.parametrize("kind", DRAWERS)
-def test_instances_belong_to_their_class(many, kind) -> None:
+def test_scene_instances_belong_to_their_class(many, kind) -> None:
     """Things are class × 1000 + n, everything else is its class, and which is which agrees with the readers."""
     for scene in many[kind]:
         single = scene.instance_ids >= 1000
@@ -60,13 +60,13 @@ def test_instances_belong_to_their_class(many, kind) -> None:
         np.testing.assert_array_equal(single, np.isin(scene.class_ids, list(things(kind))))
 
 
-def test_every_class_of_cityscapes_is_drawn_and_so_is_something_to_ignore(many) -> None:
+def test_streets_show_every_class_and_void(many) -> None:
     found = set(np.unique(np.stack([scene.class_ids for scene in many["street"]])).tolist())
     assert found >= {label_id for label_id, train_id in cityscapes_reader.TRAIN_IDS.items() if train_id != 255}
     assert found & {1, 4, 5} == {1, 4, 5}  # ego vehicle, static, dynamic
 
 
-def test_rooms_have_many_classes_and_something_without_a_name(many) -> None:
+def test_rooms_show_many_classes_and_other(many) -> None:
     found = set(np.unique(np.stack([scene.class_ids for scene in many["room"]])).tolist())
     assert 0 in found
     assert len(found) >= 35
@@ -74,7 +74,7 @@ def test_rooms_have_many_classes_and_something_without_a_name(many) -> None:
         assert ade20k_reader.CLASSES.names.index(name) + 1 in found
 
 
-def test_several_instances_of_a_class_are_told_apart(many) -> None:
+def test_scene_instances_of_a_class_are_separate(many) -> None:
     for kind, label in (("street", 26), ("room", 20)):
         counts = [len(np.unique(s.instance_ids[s.class_ids == label])) for s in many[kind]]
         assert max(counts) >= 3
@@ -82,7 +82,7 @@ def test_several_instances_of_a_class_are_told_apart(many) -> None:
 
 @pytest.mark.parametrize("kind", DRAWERS)
 @pytest.mark.parametrize("seed", range(4))
-def test_every_stroke_goes_into_picture_and_map_alike(kind, seed, monkeypatch) -> None:
+def test_stroke_covers_same_pixels_in_picture_and_map(kind, seed, monkeypatch) -> None:
     """Paint everything in the number of its object and switch the light off: the picture must become the map."""
     papers: list[drawing.Paper] = []
     paint = {name: getattr(drawing.Paper, name) for name in ("polygon", "ellipse", "line", "backdrop", "finish")}
@@ -104,7 +104,7 @@ def test_every_stroke_goes_into_picture_and_map_alike(kind, seed, monkeypatch) -
     np.testing.assert_array_equal(picture, np.repeat(objects[..., None], 3, 2))
 
 
-def test_a_pixel_belongs_to_what_covers_most_of_it() -> None:
+def test_majority_takes_most_frequent_object() -> None:
     fine = np.random.default_rng(0).integers(0, 3, (40, 60), dtype=np.uint8)
     coarse = drawing.majority(fine)
     assert coarse.shape == (20, 30)
@@ -113,7 +113,7 @@ def test_a_pixel_belongs_to_what_covers_most_of_it() -> None:
         assert counts[coarse[y, x]] == counts.max()
 
 
-def test_light_changes_how_things_look_and_not_what_they_are() -> None:
+def test_paper_light_changes_picture_and_not_map() -> None:
     paper = drawing.Paper((20, 20))
     number = paper.new_object(7)
     paper.backdrop(number, [(0, (100, 100, 100)), (1, (100, 100, 100))])
@@ -126,7 +126,7 @@ def test_light_changes_how_things_look_and_not_what_they_are() -> None:
     assert (classes == 7).all()
 
 
-def test_instances_are_numbered_per_class_and_stuff_is_not() -> None:
+def test_paper_numbers_instances_per_class_and_stuff_not_at_all() -> None:
     paper = drawing.Paper((2, 4))
     numbers = [paper.new_object(8, thing=True), paper.new_object(8, thing=True), paper.new_object(9, thing=True)]
     numbers += [paper.new_object(4), paper.new_object(4)]
@@ -138,7 +138,7 @@ def test_instances_are_numbered_per_class_and_stuff_is_not() -> None:
     assert instances.tolist() == [[8000, 8001, 9000, 4]] * 2
 
 
-def test_too_many_objects_are_refused() -> None:
+def test_paper_refuses_too_many_objects() -> None:
     paper = drawing.Paper((4, 4))
     for _ in range(drawing.MAX_OBJECTS):
         paper.new_object(3, thing=True)
@@ -149,13 +149,13 @@ def test_too_many_objects_are_refused() -> None:
 # ---- space ----
 
 
-def test_the_camera_is_a_pinhole() -> None:
+def test_camera_projects_like_a_pinhole() -> None:
     """A point 2 m right, 1 m below the eye and 4 m away, at a focal length of half the height."""
     camera = drawing.Camera((100, 200), focal=0.5, center=(0.5, 0.4), eye=(0, 1.5, 0))
     assert camera.project([(2.0, 0.5, 4.0)]) == [(100 + 50 * 2 / 4, 40 + 50 * 1 / 4)]
 
 
-def test_what_is_behind_the_viewer_is_cut_off() -> None:
+def test_camera_cuts_off_everything_behind_the_viewer() -> None:
     camera = drawing.Camera((100, 100), focal=1.0, center=(0.5, 0.5), eye=(0, 1, 0))
     assert camera.project([(0, 0, -1), (1, 0, -1), (1, 0, -2)]) == []
     ground = camera.project([(-1, 0, -5), (1, 0, -5), (1, 0, 10), (-1, 0, 10)])
@@ -174,14 +174,14 @@ def test_what_is_behind_the_viewer_is_cut_off() -> None:
         ((0.0, 0.5, 0.0), np.pi, {"back"}),
     ],
 )
-def test_a_box_shows_the_sides_that_face_the_viewer(eye, yaw, seen) -> None:
+def test_box_shows_sides_that_face_the_viewer(eye, yaw, seen) -> None:
     paper = drawing.Paper((100, 100))
     camera = drawing.Camera((200, 200), focal=0.5, center=(0.5, 0.5), eye=eye)
     prop = Prop(Stage(paper, camera, drawing.Light(), None), 5, 0, 5, yaw=yaw)
     assert set(prop.box((-1, 1), (0, 1), (-1, 1), (200, 0, 0))) == seen
 
 
-def test_distance_fades_into_the_haze() -> None:
+def test_light_fades_colours_into_haze_with_distance() -> None:
     light = drawing.Light(haze=(200, 210, 220), haze_distance=50)
     assert light.tone((10, 20, 30), 0) == (10, 20, 30)
     assert light.tone((10, 20, 30), 1e6) == (200, 210, 220)
@@ -196,13 +196,13 @@ def digest(scene: Scene) -> str:
 
 
 @pytest.mark.parametrize("kind", DRAWERS)
-def test_a_seed_is_one_scene(kind) -> None:
+def test_seed_determines_scene(kind) -> None:
     digests = [digest(DRAWERS[kind](seed, (64, 96))) for seed in (0, 1, 2, 0, -1)]
     assert digests[0] == digests[3]
     assert len(set(digests)) == 4
 
 
-def test_another_process_draws_the_same() -> None:
+def test_scene_is_the_same_in_another_process() -> None:
     """Nothing hangs on the order of sets or on random state that other code has touched."""
     program = (
         "import random, numpy, hashlib; random.seed(5); numpy.random.seed(5)\n"
@@ -219,7 +219,7 @@ def test_another_process_draws_the_same() -> None:
 
 @pytest.mark.parametrize("kind", DRAWERS)
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (61, 167), (200, 40), (1024, 2048)])
-def test_any_size(kind, size) -> None:
+def test_scene_has_the_requested_size(kind, size) -> None:
     scene = DRAWERS[kind](3, size)
     assert scene.image.shape == (*size, 3)
     assert scene.class_ids.shape == scene.instance_ids.shape == size
@@ -227,7 +227,7 @@ def test_any_size(kind, size) -> None:
     assert scene.image.std() > 20
 
 
-def test_a_size_that_is_too_small_is_refused() -> None:
+def test_scene_refuses_size_that_is_too_small() -> None:
     with pytest.raises(ValueError, match=r"at least 16 × 16, got \(8, 64\)"):
         draw_street(0, (8, 64))
 
@@ -235,7 +235,7 @@ def test_a_size_that_is_too_small_is_refused() -> None:
 # ---- on disk ----
 
 
-def test_cityscapes_layout(tmp_path) -> None:
+def test_written_streets_have_the_layout_of_cityscapes(tmp_path) -> None:
     root = write_cityscapes(tmp_path / "streets", num_train=4, num_val=2, size=(48, 96), seed=3)
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*") if path.name != writing.MARKER)
     pattern = r"(leftImg8bit|gtFine)/(train|val)/([a-z]+)/\3_\d{6}_\d{6}_(leftImg8bit|gtFine_(label|instance)Ids)\.png"
@@ -247,7 +247,7 @@ def test_cityscapes_layout(tmp_path) -> None:
             assert image.mode == {"leftImg8bit": "RGB", "labelIds": "L", "instanceIds": "I;16"}[kind]
 
 
-def test_cityscapes_is_read_by_the_reader(tmp_path) -> None:
+def test_written_streets_are_read_by_the_cityscapes_reader(tmp_path) -> None:
     root = write_cityscapes(tmp_path / "streets", num_train=4, num_val=2, size=(48, 96), seed=3)
     for split, count, first in (("train", 4, 3_000_000), ("val", 2, 3_500_000)):
         dataset = open_dataset("cityscapes", root, split)
@@ -265,7 +265,7 @@ def test_cityscapes_is_read_by_the_reader(tmp_path) -> None:
         audit(dataset).raise_if_wrong()
 
 
-def test_ade20k_is_read_by_the_reader(tmp_path) -> None:
+def test_written_rooms_are_read_by_the_ade20k_reader(tmp_path) -> None:
     root = write_ade20k(tmp_path / "rooms", num_train=3, num_val=2, size=(64, 80))
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.???"))
     assert names[0] == "annotations/training/ADE_train_00000001.png"
@@ -282,7 +282,7 @@ def test_ade20k_is_read_by_the_reader(tmp_path) -> None:
         audit(dataset).raise_if_wrong()
 
 
-def test_the_sample_holds_both_and_the_readers_find_them(tmp_path, capsys) -> None:
+def test_sample_holds_streets_and_rooms(tmp_path, capsys) -> None:
     main([str(tmp_path / "scenes"), "--cityscapes", "2", "--ade20k", "1"])
     assert "cityscapes: " in capsys.readouterr().out
     assert [len(open_dataset("cityscapes", tmp_path / "scenes", split)) for split in ("train", "val")] == [2, 1]
@@ -294,7 +294,7 @@ WRITERS = {"cityscapes": write_cityscapes, "ade20k": write_ade20k}
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_writing_twice_does_nothing(write, tmp_path, monkeypatch) -> None:
+def test_writing_a_set_twice_does_nothing(write, tmp_path, monkeypatch) -> None:
     arguments = dict(num_train=2, num_val=1, size=(32, 32), seed=1)
     (tmp_path / "set").mkdir()  # an empty folder is as good as none
     root = write(tmp_path / "set", **arguments)
@@ -305,7 +305,7 @@ def test_writing_twice_does_nothing(write, tmp_path, monkeypatch) -> None:
     assert os.listdir(tmp_path) == ["set"]
 
 
-def test_other_scenes_are_not_overwritten(tmp_path) -> None:
+def test_writing_refuses_folder_of_other_scenes(tmp_path) -> None:
     root = write_cityscapes(tmp_path / "set", num_train=1, num_val=1, size=(32, 32))
     with pytest.raises(DataError, match=r"set holds other drawn scenes \(num_train is 1, not 2; seed is 0, not 4\)"):
         write_cityscapes(root, num_train=2, num_val=1, size=(32, 32), seed=4)
@@ -313,14 +313,14 @@ def test_other_scenes_are_not_overwritten(tmp_path) -> None:
         write_ade20k(root, num_train=1, num_val=1, size=(32, 32))
 
 
-def test_set_written_before_the_package_moved_is_recognised(tmp_path) -> None:
+def test_writing_recognises_set_of_an_earlier_version(tmp_path) -> None:
     root = write_cityscapes(tmp_path / "set", num_train=1, num_val=1, size=(32, 32))
     marker = root / writing.MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"drawn by": "m2f_lab.data.scenes"}))
     assert write_cityscapes(root, num_train=1, num_val=1, size=(32, 32)) == root
 
 
-def test_a_real_data_set_is_never_touched(tmp_path) -> None:
+def test_writing_refuses_folder_of_a_real_data_set(tmp_path) -> None:
     picture = tmp_path / "leftImg8bit" / "train" / "aachen" / "aachen_000000_000019_leftImg8bit.png"
     picture.parent.mkdir(parents=True)
     picture.write_bytes(b"mine")
@@ -330,7 +330,7 @@ def test_a_real_data_set_is_never_touched(tmp_path) -> None:
     assert picture.read_bytes() == b"mine"
 
 
-def test_an_interrupted_call_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
+def test_interrupted_writing_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
     save, saved = writing._save, []
 
     def interrupted(pixels, path) -> None:
@@ -346,7 +346,7 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path, monkeypatch) -> Non
     assert os.listdir(tmp_path) == []
 
 
-def test_two_processes_may_write_at_once(tmp_path, monkeypatch) -> None:
+def test_two_processes_may_write_the_same_set(tmp_path, monkeypatch) -> None:
     """Another process finishes the same set while this one draws."""
     arguments = dict(num_train=2, num_val=1, size=(32, 32))
     save = writing._save
@@ -364,6 +364,6 @@ def test_two_processes_may_write_at_once(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("counts", [(0, 1), (1, 0), (500_001, 1)])
-def test_impossible_counts_are_refused(counts, tmp_path) -> None:
+def test_writing_refuses_impossible_counts(counts, tmp_path) -> None:
     with pytest.raises(ValueError, match="1 to 500000 scenes"):
         write_cityscapes(tmp_path / "set", *counts)

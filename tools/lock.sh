@@ -15,7 +15,7 @@ cp requirements.lock "$uv/resolved" 2>/dev/null || :
     --no-emit-package setuptools ${UPGRADE:-} --output-file "$uv/resolved" pyproject.toml
 {
     echo '# The exact versions that the tests ran with. Written by `make lock`; do not edit.'
-    echo '# It constrains what pyproject.toml asks for:  pip install -c requirements.lock -e .'
+    echo '# It constrains what pyproject.toml asks for:  pip install -c requirements.lock -e ".[jupyter]"'
     grep -vE "^(nvidia-|cuda-)|sys_platform == 'emscripten'" "$uv/resolved"
 } > requirements.lock
 echo "requirements.lock: $(grep -c == requirements.lock) pins."

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Create .venv and install the pinned set:  tools/setup.sh [dev]
+# Create .venv and install the pinned set:  tools/setup.sh [EXTRA]
+# EXTRA is jupyter (the default: notebooks and explorers) or dev (tests as well).
 # Needs Python 3.10 or newer with venv; PYTHON=… chooses one. TORCH_INDEX=… chooses where torch comes from.
 set -eu
 cd "$(dirname "$0")/.."
 venv=.venv
-extra=${1:-}
+extra=${1:-jupyter}
 started=$(date +%s)
 
 fail() {
@@ -66,5 +67,5 @@ else
     pip install --no-compile -c requirements.lock torch
 fi
 echo "  everything else (150 MB)"
-pip install --no-compile -c requirements.lock -e ".${extra:+[$extra]}"
+pip install --no-compile -c requirements.lock -e ".[$extra]"
 echo "Installed in $(($(date +%s) - started)) s."
