@@ -45,6 +45,14 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
+def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(x, y) in [0, 1] of the centre of every cell of a feature map, row by row. [H * W, 2]"""
+    height, width = size
+    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+    return torch.stack([x[None, :].expand(size), y[:, None].expand(size)], dim=2).flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class MaskLogits:
     """The mask logits of Q queries, kept as two factors.

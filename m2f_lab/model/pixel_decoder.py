@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from m2f_lab.model.deformable_attention import DeformableAttention
 from m2f_lab.model.layers import Convolution3x3, feedforward, in_strips, recomputed, sine_positions
 from m2f_lab.recipes import ModelConfig
-from m2f_lab.structures import resize
+from m2f_lab.structures import cell_centres, resize
 
 NUM_LEVELS = 3  # strides 32, 16 and 8, in this order everywhere
 NUM_GROUPS = 32
@@ -111,11 +111,3 @@ class PixelDecoder(nn.Module):
         """The mask features, from what that convolution gives."""
         _, norm, relu = self.output
         return self.mask_projection(relu(norm(merged)))
-
-
-def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(x, y) in [0, 1] of the centre of every cell of a feature map, row by row. [H * W, 2]"""
-    height, width = size
-    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-    return torch.stack([x[None, :].expand(size), y[:, None].expand(size)], dim=2).flatten(0, 1)
