@@ -16,7 +16,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-w
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart scenes test lab notebooks lint unit-tests notebook-tests browser-tests install lock clean
+.PHONY: help quickstart scenes test lab notebooks lint unit-tests notebook-tests browser-tests slow-tests install lock clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*  ## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 24
@@ -28,16 +28,20 @@ scenes: $(USERS_SETUP)  ## draw the sample scenes into data/scenes, unless they 
 	@echo "Drawing the sample scenes, unless they are there"
 	@$(PY) -m m2f_lab.scenes
 
-test: unit-tests notebook-tests browser-tests  ## the whole suite: the three below, one after the other
+test: unit-tests notebook-tests browser-tests  ## the three below, one after the other; what CI runs
 
-unit-tests: $(DEVELOPERS_SETUP)  ## pytest and ruff, without notebooks and browser
-	@$(PYTEST) -n $(WORKERS) tests --ignore=tests/browser
+# Work stealing keeps the tests of a file together, so that the models and runs they share are made once.
+unit-tests: $(DEVELOPERS_SETUP)  ## pytest and ruff, without notebooks, browser and slow tests
+	@$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow" tests --ignore=tests/browser
 
 notebook-tests: $(DEVELOPERS_SETUP) scenes  ## run every notebook and compare with what is committed
 	@$(PYTEST) -n $(WORKERS) --dist loadfile $(NBVAL) notebooks
 
 browser-tests: $(DEVELOPERS_SETUP) scenes  ## run notebooks in a real Chromium
-	@$(PYTEST) tests/browser
+	@$(PYTEST) -n $(WORKERS) --dist loadfile tests/browser
+
+slow-tests: $(DEVELOPERS_SETUP)  ## benchmarks in miniature, memory over time, a long training; not part of `make test`
+	@$(PYTEST) -n $(WORKERS) --dist worksteal -m slow tests --ignore=tests/browser
 
 lint: $(DEVELOPERS_SETUP)  ## ruff, notebooks included
 	@$(PY) -m ruff check .

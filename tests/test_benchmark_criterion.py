@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from benchmarks import criterion, report
 
 
+@pytest.mark.slow
 def test_the_miniature_runs_and_fills_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     criterion.main(["--small", "--device", "cpu"])

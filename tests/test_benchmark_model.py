@@ -12,6 +12,7 @@ from benchmarks import ablation, compiled, peers, report
 from m2f_lab.model import layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inference", "training_step"])
 def test_benchmark_in_miniature(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -62,6 +63,7 @@ def test_what_cannot_be_measured_is_left_empty(monkeypatch, device, precision, s
     assert peers.obstacle_to_measuring(device, precision, small) == expected
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_says_why(tmp_path):
     """Nobody waits for its turn for ever: here no model is in the folder."""
     for side in peers.measure_in_turn("benchmarks.inference", tmp_path, "float32", "cpu", small=True):
@@ -109,6 +111,7 @@ def test_without_single_ideas_the_loss_is_the_same(tmp_path, monkeypatch):
         assert [name for name, count in zip(rows, calls, strict=True) if count == 0] == [idea]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TorchDynamo calls what PyTorch warns of
 def test_a_compiled_model_gives_the_same(tmp_path, monkeypatch):
     """The benchmark compares outputs before it times them; here TorchDynamo traces, and PyTorch runs what it found."""

@@ -79,6 +79,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads the process's memory from /proc")
 def test_opening_and_closing_does_not_grow() -> None:
     """MiB of a whole process of its own. The first time, Python imports what it needs and the model warms up."""

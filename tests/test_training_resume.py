@@ -40,7 +40,6 @@ class TestResume:
         assert recorder.events[:2] == [("start", start), ("step", start + 1)]
         assert_same_run(run, whole)
 
-    @pytest.mark.slow
     def test_killed_by_the_system(self, root, whole, tmp_path):
         """SIGKILL at an arbitrary moment."""
         script = (

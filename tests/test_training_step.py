@@ -116,7 +116,6 @@ class TestParts:
         assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
 
 
-@pytest.mark.slow
 def test_two_processes_are_one(root, tmp_path):
     """Started as torchrun starts them: the gradient is that of one process, and the files are written once."""
     recipe = TestParts.RECIPE.vary(optimization=dict(max_iterations=2, evaluate_every=1, accumulation_steps=1))
