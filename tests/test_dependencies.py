@@ -28,7 +28,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    """Packages of some extras; an extra that names others, as m2f_lab[jupyter], stands for theirs too."""
+    """Packages of some extras; m2f_lab[jupyter] in an extra stands for the packages of that one."""
     found = []
     for wanted in (Requirement(line) for extra in extras for line in EXTRAS[extra]):
         found += requirements(*sorted(wanted.extras)) if wanted.name == PROJECT["name"] else [wanted]
@@ -116,6 +116,7 @@ def third_party_imports(sources: Iterable[tuple[str, str]]) -> dict[str, str]:
         "m2f_lab",
         "tests",
         "benchmarks",
+        "examples",
         *(path.stem for path in ROOT.glob("tests/**/*.py")),
         *(p.stem for p in ROOT.glob("tools/*.py")),
     }
@@ -164,7 +165,7 @@ def test_core_names_all_imports_of_the_library() -> None:
 
 
 def test_jupyter_extra_names_all_imports_of_explorers_notebooks_and_tools() -> None:
-    imported = third_party_imports(python_sources("m2f_lab", "notebooks", "tools"))
+    imported = third_party_imports(python_sources("m2f_lab", "examples", "notebooks", "tools"))
     assert missing(imported, CORE + KERNELS + JUPYTER) == {}
 
 
@@ -190,7 +191,7 @@ def test_console_script_names_the_command_line() -> None:
 
 
 def test_console_script_is_installed_with_the_package() -> None:
-    """Where the package is installed: its entry point is the function that the project names."""
+    """The entry point of an installed package is the function that the project names."""
     points = importlib.metadata.entry_points(group="console_scripts", name="m2f-lab")
     if not points:
         pytest.skip("m2f_lab was installed before it had a console script, or not at all")

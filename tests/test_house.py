@@ -117,7 +117,7 @@ def import_violations(package: Path) -> list[str]:
             found.append(f"{relative}: the design has no place for {part_of(name)!r}")
             continue
         importer = f"{name}.__init__" if path.name == "__init__.py" and name != package.name else name
-        for line, module in imports_of(path, package):
+        for line, module in dict.fromkeys(imports_of(path, package)):
             if broken := refusal(importer, module, package.name):
                 found.append(f"{relative}:{line}: {broken}")
     return found
@@ -304,7 +304,7 @@ FORBIDDEN = {
     r"\bassert [T]rue\b": "asserts nothing",
     r"pytest\.mark\.xfai[l]": "a known fault is mended, not marked",
     r"\bsys\.exi[t]\((?!main\(\)\))": "a library does not end the process",
-    r"(?<![\w.:$})\\])/(home|root|tmp|work|mnt|Users)/\w": "a path of somebody's machine",
+    r"(?<![\w.:$})\\])/(home|root|tmp|work|mnt|Users)/\w": "a path of one machine",
 }
 
 

@@ -33,7 +33,7 @@ def executed(*cells: NotebookNode) -> NotebookNode:
     )
 
 
-def test_normalize_keeps_what_a_reader_needs_and_nothing_that_differs_between_runs(run_notebooks: ModuleType) -> None:
+def test_normalize_drops_everything_that_differs_between_runs(run_notebooks: ModuleType) -> None:
     data = {WIDGET: {"model_id": "a1"}, "text/plain": "MaskView(queries=4)", "image/png": "aGk="}
     streams = [new_output("stream", text=text) for text in ("one\n", "two\n")]
     cell = new_code_cell("show()", outputs=[*streams, new_output("display_data", data=data)])
@@ -50,7 +50,7 @@ def test_normalize_keeps_what_a_reader_needs_and_nothing_that_differs_between_ru
     nbformat.validate(notebook)
 
 
-def test_pictures_are_saved_in_order_and_old_ones_removed(run_notebooks: ModuleType, tmp_path: Path) -> None:
+def test_write_pictures_numbers_them_and_removes_old_ones(run_notebooks: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "09.png").write_bytes(b"from an earlier run")
     outputs = [
         new_output("display_data", data={"image/png": base64.b64encode(content).decode()}) for content in (b"a", b"b")
@@ -61,7 +61,7 @@ def test_pictures_are_saved_in_order_and_old_ones_removed(run_notebooks: ModuleT
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"01.png": b"a", "02.png": b"b"}
 
 
-def test_progress_names_the_heading_above_a_cell_or_its_first_line(
+def test_execute_prints_heading_or_first_line_of_each_cell(
     run_notebooks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path)
@@ -78,7 +78,7 @@ def test_progress_names_the_heading_above_a_cell_or_its_first_line(
     assert [cell.execution_count for cell in nbformat.read(path, as_version=4).cells[1:]] == [1, 2]
 
 
-def test_a_notebook_that_fails_is_not_written(
+def test_execute_leaves_failing_notebook_as_it_was(
     run_notebooks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path)
@@ -107,7 +107,7 @@ case "$2" in *ensurepip*) exit 1 ;; *platform*) echo 3.12.1 ;; esac
     ],
     ids=["no Python", "old Python", "Python without venv"],
 )
-def test_setup_says_what_is_missing(tmp_path: Path, python: str | None, said: str) -> None:
+def test_setup_names_missing_requirement(tmp_path: Path, python: str | None, said: str) -> None:
     (tmp_path / "tools").mkdir()
     shutil.copy(TOOLS / "setup.sh", tmp_path / "tools")
     interpreter = tmp_path / "python3"

@@ -30,7 +30,7 @@ CELL_TIMEOUT = 600  # seconds; far above what any cell may take, so that a hangi
 
 
 class ProgressClient(NotebookClient):
-    """Executes a notebook and tells how far it is.
+    """Notebook client that prints its progress.
 
     nbclient has hooks for the begin and the end of a cell; the text in between arrives in `process_message`.
     """
