@@ -126,9 +126,12 @@ def test_eomt_in_training_predicts_as_transformers():
 def test_eomt_with_swiglu_predicts_as_transformers():
     theirs = build_theirs(image_size=64, patch_size=16, use_swiglu_ffn=True)
     ours = small_eomt("vit_giant_patch14_reg4_dinov2", img_size=64, patch_size=16, mlp_ratio=5.5)
-    ours.load_state_dict(EOMT.to_ours(theirs.state_dict()).tensors)
+    translated = EOMT.to_ours(theirs.state_dict()).tensors
+    ours.load_state_dict(translated)
     assert_same_predictions(ours, theirs, (64, 64), BLOCKS + 1)
     assert_same_names(ours, theirs)
+    joined = EOMT.to_ours({"layers.2.mlp.weights_in.bias": torch.ones(176)})  # as files of release 4 have it
+    assert joined.tensors.keys() == {"backbone.network.blocks.2.mlp.fc1.bias"}
 
 
 def test_eomt_with_dinov3_predicts_as_transformers():

@@ -56,12 +56,15 @@ _SWIGLU = _network(  # of the giant ViT, where timm joins both
     ("blocks.{i}.mlp.fc1.*", ("layers.{i}.mlp.gate_proj.*", "layers.{i}.mlp.up_proj.*")),
     ("blocks.{i}.mlp.fc2.*", "layers.{i}.mlp.down_proj.*"),
 )
+_OLDER_SWIGLU = _network(  # of published files: as timm has it
+    ("blocks.{i}.mlp.fc1.*", "layers.{i}.mlp.weights_in.*"), ("blocks.{i}.mlp.fc2.*", "layers.{i}.mlp.weights_out.*")
+)
 _NOT_IN_MODEL = {"criterion.empty_weight": "class weights of the loss, no part of the model"}
 
 EOMT = KeyMap(
     name="Hugging Face EoMT",
     signature="embeddings.position_embeddings.",
-    rules=(*_DINOV2, *_PERCEPTRON, *_SWIGLU),
+    rules=(*_DINOV2, *_PERCEPTRON, *_SWIGLU, *_OLDER_SWIGLU),
     ignored=_NOT_IN_MODEL,
 )
 EOMT_DINOV3 = KeyMap(
