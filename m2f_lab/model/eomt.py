@@ -223,12 +223,11 @@ class EoMT(nn.Module):
 
     def predict_masks(self, tokens: Tensor, grid: tuple[int, int], seen: Sequence) -> tuple[DecoderState, MaskLogits]:
         """Predict from the tokens between two blocks [B, N, C]; `seen` are the state's fields from `level` on."""
-        queries = tokens[:, : len(self.query_features)]
-        normalised = self.backbone.network.norm(tokens)
-        patches = normalised[:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
-        normalised = normalised[:, : len(self.query_features)]
-        masks = MaskLogits(self.mask_head(normalised), self.upscale(patches))
-        return DecoderState(queries, self.class_head(normalised), masks.embeddings, None, *seen), masks
+        count, normalised = len(self.query_features), self.backbone.network.norm(tokens)
+        queries, patches = normalised[:, :count], normalised[:, -math.prod(grid) :]
+        features = self.upscale(patches.transpose(1, 2).unflatten(2, grid))  # (B, C, H/4, W/4)
+        masks = MaskLogits(self.mask_head(queries), features)
+        return DecoderState(tokens[:, :count], self.class_head(queries), masks.embeddings, None, *seen), masks
 
     @torch.no_grad()
     def attention_mask(
