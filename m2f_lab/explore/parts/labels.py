@@ -1,14 +1,17 @@
-"""What classes are called on the screen, and shares of a whole.
+"""Names of classes and queries on the screen, and shares of a whole.
 
-K classes.
+Q queries, K classes.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import distinct_colors
 
 NO_OBJECT = "no object"
+OPENED = "Its mask was empty, so nothing was left to see: the fallback opened every cell."
 
 Labels = list[tuple[str, str]]
 """Name and CSS colour of each class; "no object" last. K + 1"""
@@ -46,3 +49,28 @@ def percent(share: float) -> str:
     if hundredth == 0 or hundredth >= 9.95:
         return f"{hundredth:.0f} %"
     return f"{hundredth:.1f} %" if hundredth >= 0.095 else f"{max(hundredth, 0.01):.2f} %"
+
+
+def when(prediction: int) -> str:
+    """The moment of a prediction, in words."""
+    return f"after layer {prediction}" if prediction else "before the first layer"
+
+
+def query_options(probabilities: np.ndarray, order: np.ndarray, labels: Labels) -> list[tuple[str, int]]:
+    """Menu entries in the given order: query number, best class and its probability.
+
+    Args:
+        probabilities: of the last prediction; "no object" last. [Q, K+1]
+        order: query numbers. [Q]
+        labels: of the classes.
+
+    Returns:
+        (text, query number) each.
+    """
+    entries = []
+    for query in order.tolist():
+        best = int(probabilities[query, :-1].argmax())
+        unlikely = probabilities[query, -1] > probabilities[query, best]
+        text = f"query {query} · {labels[best][0]} {percent(probabilities[query, best])}"
+        entries.append((text + " (no object)" if unlikely else text, query))
+    return entries

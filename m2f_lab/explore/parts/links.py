@@ -1,7 +1,7 @@
 """Links: values of widgets that the browser keeps equal by itself.
 
-What `ipywidgets.jslink` does for one pair, done by one widget for all pairs of a tool: a page opens two dozen channels
-to the kernel less, and the kernel hears of a change once.
+One widget for all pairs of a tool, where `ipywidgets.jslink` takes one per pair: a page opens two dozen channels to the
+kernel less, and the kernel hears of a change once.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import anywidget
 import ipywidgets
 import traitlets
 
+from m2f_lab.explore.parts.controls import Trait
 from m2f_lab.explore.parts.mask_view import browser_module
-
-Trait = tuple[ipywidgets.Widget, str]
-"""A widget and the name of one of its values."""
-
 
 class Links(anywidget.AnyWidget):
     """Pairs of values that the browser keeps equal.
@@ -33,8 +30,10 @@ class Links(anywidget.AnyWidget):
     pairs = traitlets.List().tag(sync=True, **ipywidgets.widget_serialization)
 
     def __init__(self, pairs: Sequence[tuple[Trait, Trait]]) -> None:
-        """Raises:
-        ValueError: a widget has no such value.
+        """Link pairs of values.
+
+        Raises:
+            ValueError: a widget has no such value.
         """
         for widget, name in (end for pair in pairs for end in pair):
             if name not in widget.keys:

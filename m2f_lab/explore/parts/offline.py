@@ -8,12 +8,13 @@ import html
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import anywidget
 import comm
 
+from m2f_lab.explore.parts.controls import Control
 from m2f_lab.explore.parts.mask_view import BROWSER, MaskView, deflated
 from m2f_lab.explore.parts.page import write_page
 
@@ -24,23 +25,6 @@ BODY = """<p class="m2f-note">{note}</p>
 <div id="m2f-views"></div>
 <script id="m2f-page" type="application/json">{page}</script>
 <script type="module">{script}</script>"""
-
-
-@dataclass(frozen=True)
-class Control:
-    """A slider from `low` to `high`, or a menu of (text, value) `options`, that moves one trait of all views.
-
-    `first` is what 0 is called, where a person counts from another number.
-    """
-
-    trait: str
-    label: str
-    help: str = ""
-    options: tuple[tuple[str, int | str], ...] | None = None
-    low: float = 0
-    high: float = 1
-    step: float = 1
-    first: int = 0
 
 
 @contextmanager

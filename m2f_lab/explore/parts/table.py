@@ -1,35 +1,64 @@
-"""What is written beside a picture: a line, a warning, bars, a table."""
+"""Text beside a picture: a line, a warning, bars, a table; tables also stand alone, in a notebook or a terminal."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Container, Sequence
+import re
 from dataclasses import dataclass
 
+_NUMBER = re.compile(r"[(+−-]?\d|–$|∞$|$")  # how the cells of a column of numbers begin
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Table:
-    """Rows of text under a header.
+    """Rows of text under a header; `print` shows lines, a notebook an HTML table.
 
     Attributes:
         header: (text, tooltip) of each column.
         rows: one text per column each.
         marked: numbers of the rows that are set apart.
+        bold: (row, column) of the cells that stand out.
     """
 
     header: tuple[tuple[str, str], ...]
     rows: tuple[tuple[str, ...], ...]
     marked: tuple[int, ...] = ()
+    bold: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.header):
                 raise ValueError(f"The table has {len(self.header)} columns, but this row has {len(row)}: {row}.")
 
+    def as_json(self) -> dict:
+        """The table as a picture's caption sends it to the browser."""
+        return {"header": self.header, "rows": self.rows, "marked": self.marked}
+
+    def _repr_html_(self) -> str:
+        titles = (f' title="{html.escape(tooltip)}"' if tooltip else "" for _, tooltip in self.header)
+        head = "".join(
+            f"<th{title}>{html.escape(name)}</th>" for title, (name, _) in zip(titles, self.header, strict=True)
+        )
+        lines = ""
+        for number, row in enumerate(self.rows):
+            cells = (html.escape(cell) for cell in row)
+            cells = (f"<b>{cell}</b>" if (number, i) in self.bold else cell for i, cell in enumerate(cells))
+            lines += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        return f'<table class="m2f-table"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+
+    def __repr__(self) -> str:
+        """Columns as wide as their longest cell; numbers end below each other."""
+        columns = []
+        for (name, _), *cells in zip(self.header, *self.rows, strict=True):
+            width = max(map(len, (name, *cells)))
+            right = all(_NUMBER.match(cell) for cell in cells)
+            columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in (name, *cells)])
+        return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
 
 @dataclass(frozen=True)
 class Caption:
-    """What is written below one mask.
+    """Text below one mask.
 
     Attributes:
         text: one line.
@@ -44,44 +73,7 @@ class Caption:
     table: Table | None = None
 
     def as_json(self) -> dict:
-        """What is not empty."""
-        return {name: vars(value) if name == "table" else value for name, value in vars(self).items() if value}
-
-
-def html_table(
-    rows: Sequence[Sequence[str]], tooltips: Sequence[str] = (), bold: Container[tuple[int, int]] = ()
-) -> str:
-    """HTML.
-
-    Args:
-        rows: text; the first row is the header.
-        tooltips: of the header's cells.
-        bold: (row, column) of the cells that stand out; row 0 is the first below the header.
-    """
-    header, *body = rows
-    titles = [f' title="{html.escape(text)}"' for text in tooltips] or [""] * len(header)
-    head = "".join(f"<th{title}>{html.escape(cell)}</th>" for title, cell in zip(titles, header, strict=True))
-
-    def cells(number: int, row: Sequence[str]) -> str:
-        escaped = (html.escape(cell) for cell in row)
-        return "".join(f"<td>{f'<b>{c}</b>' if (number, i) in bold else c}</td>" for i, c in enumerate(escaped))
-
-    lines = "".join(f"<tr>{cells(number, row)}</tr>" for number, row in enumerate(body))
-    return f'<table class="m2f-table"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
-
-
-def text_table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> str:
-    """Lines, whose columns are as wide as their longest cell.
-
-    Args:
-        rows: text; the first row is the header.
-        right: the columns that end below each other, as numbers do.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+        """All fields that are not empty."""
+        return {
+            name: value.as_json() if isinstance(value, Table) else value for name, value in vars(self).items() if value
+        }

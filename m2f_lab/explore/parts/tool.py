@@ -1,35 +1,48 @@
-"""What all tools share: pictures and controls on one page, a static figure, and an end that gives the memory back."""
+"""Bases of all tools: pictures and controls on one page, a static figure, a saved page, and an end that frees memory."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import ipywidgets
+import numpy as np
+from PIL import Image
 
-from m2f_lab.explore.parts.links import Links, Trait
+from m2f_lab.data import Classes
+from m2f_lab.explore.parts.controls import Control, Moves, Stepper, Trait
+from m2f_lab.explore.parts.links import Links
+from m2f_lab.explore.parts.offline import save_page
+from m2f_lab.explore.parts.reading import Model, constant_model
+from m2f_lab.inference.images import as_rgb
+from m2f_lab.structures import Output
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from m2f_lab.explore.parts.mask_view import MaskView
-    from m2f_lab.structures import Output
+
+Columns = Sequence["MaskView | Sequence[MaskView]"]
+"""Pictures of a saved page from left to right; a list of pictures stands one below the other."""
 
 
-class Explorer(ipywidgets.VBox):
-    """The base of every tool: a widget in a notebook, and its `figure()` anywhere else.
+class Tool(ipywidgets.VBox):
+    """Base of every tool: a widget in a notebook, and its `figure()` anywhere else.
 
     Attributes:
         views: the pictures, by name.
     """
 
-    # A tool that is refused its arguments is closed, too.
+    TITLE, NOTE = "", ""  # of a saved page
+    LINKED: tuple[str, ...] = ()  # traits that pictures of a saved page share, besides those of its controls
+
+    # Defaults for close() when __init__ raised.
     views: Mapping[str, MaskView] = MappingProxyType({})
     _links: tuple[Links, ...] = ()
+    _moves: Sequence[Moves] = ()
 
     def __init__(
         self,
@@ -38,26 +51,58 @@ class Explorer(ipywidgets.VBox):
         *,
         name: str,
         summary: str,
+        moves: Sequence[Moves] = (),
         links: Sequence[tuple[Trait, Trait]] = (),
     ) -> None:
-        """Args:
-        rows: from top to bottom.
-        views: all pictures among them.
-        name: the tool's CSS class is m2f-<name>.
-        summary: the tool in one line; it is its `repr`.
-        links: values that the browser keeps equal; see `Links`.
+        """Put the tool together.
+
+        Args:
+            rows: from top to bottom.
+            views: all pictures among them.
+            name: the tool's CSS class is m2f-<name>.
+            summary: the tool in one line; it is its `repr`.
+            moves: controls and what they move in the pictures, here and on a saved page.
+            links: other values that the browser keeps equal; see `Links`.
         """
         self.views = views
-        self._summary = summary
-        self._links = (Links(links),) if links else ()
+        self._summary, self._moves = summary, moves
+        pairs = [*_pairs_of(moves, views), *links]
+        self._links = (Links(pairs),) if pairs else ()
         super().__init__(list(rows))
         self.add_class("m2f-explorer").add_class(f"m2f-{name}")
-        trim_heap()  # of what the model needed on its way
+        trim_heap()  # of the memory that the model's forward pass took
 
     def update(self) -> None:
         """Bring pictures and menus in the kernel up to what the browser shows; only a browser links them."""
         for links in self._links:
             links.update()
+
+    def save_html(self, path: str | Path, title: str | None = None) -> None:
+        """Write one self-contained page that works without a network or a kernel.
+
+        Args:
+            path: the file to write.
+            title: of the page.
+        """
+        self.update()
+        controls = self._page_controls()
+        linked = dict.fromkeys([*(control.trait for control in controls), *self.LINKED])
+        with self._page_columns() as columns:
+            save_page(
+                path, columns, controls=controls, linked=tuple(linked), title=title or self.TITLE, note=self._page_note()
+            )
+
+    def _page_controls(self) -> list[Control]:
+        return [move.on_page() for move in self._moves if move.page]
+
+    @contextmanager
+    def _page_columns(self) -> Iterator[Columns]:
+        """Pictures of a saved page, for as long as it is written."""
+        yield list(self.views.values())
+
+    def _page_note(self) -> str:
+        """One line below the title."""
+        return self.NOTE
 
     def close(self) -> None:
         """Take the tool off the page and give its memory back; tools drop their own arrays first."""
@@ -66,12 +111,12 @@ class Explorer(ipywidgets.VBox):
         for widget in [*self._links, *self.views.values(), *_descendants(self)]:
             _close(widget)
         self.children = ()
-        self._links, self.views = (), {}
+        self._links, self.views, self._moves = (), {}, ()
         parts = _parts(self)
         super().close()
         for part in parts:
             part.close()
-        gc.collect()  # callbacks go round in circles
+        gc.collect()  # callbacks hold cycles
         trim_heap()
 
     def __repr__(self) -> str:
@@ -84,55 +129,76 @@ class Explorer(ipywidgets.VBox):
         return super()._repr_mimebundle_(**kwargs) | {"image/png": figure._repr_png_()}
 
 
-class LayerChoice:
-    """What tools have in common whose `layer_slider` goes through all predictions."""
+class ImageTool(Tool):
+    """Base of tools that show what a model makes of one image, or several models side by side.
 
-    layer_slider: ipywidgets.IntSlider
+    A tool defines `_read(models, edges)`, which runs the models on the image resized to `edges` and keeps their numbers,
+    and `_build()`, which makes controls and pictures and ends with `_assemble`.
 
-    @property
-    def layer(self) -> int:
-        """The prediction that is shown: 0 is the learned queries', n that after n layers."""
-        return self.layer_slider.value
-
-    @layer.setter
-    def layer(self, layer: int) -> None:
-        check_range("layer", layer, self.layer_slider.max + 1)
-        self.layer_slider.value = layer
-
-
-class HeadChoice:
-    """What tools with a `head_menu` have in common: its first entry is all heads together."""
-
-    head_menu: ipywidgets.Dropdown
-
-    @property
-    def head(self) -> int | None:
-        """The attention head that is shown, from 0; None for all of them together."""
-        return self.head_menu.index - 1 if self.head_menu.index else None
-
-    @head.setter
-    def head(self, head: int | None) -> None:
-        check_range("head", 0 if head is None else head, len(self.head_menu.options) - 1)
-        self.head_menu.index = 0 if head is None else head + 1
-
-
-def recalled(output: Output) -> Callable[..., Output]:
-    """A model that has seen one image, and repeats what it said of it.
-
-    Raises, when it is called:
-        ValueError: the image is of another size.
+    Attributes:
+        image: uint8 [H, W, 3]
+        classes: names and colours as they were given, or the model's own; may be None before `_read` knows better.
+        width: of the large pictures, in CSS pixels.
     """
 
-    def repeat(images: Tensor, **options) -> Output:
-        given, seen = (f"{width} × {height}" for height, width in (images.shape[2:], output.image_size))
-        if given != seen:
-            raise ValueError(
-                f"The output was made of an image of {seen} pixels, not of {given}. Pass the one that it was made of, "
-                "and shortest_edge and longest_edge where that was resized for the model."
-            )
-        return output
+    WIDTH = 460
+    SEVERAL = False  # takes models by name
 
-    return repeat
+    def __init__(
+        self,
+        model: Model | Mapping[str, Model],
+        image: str | Path | Image.Image | np.ndarray,
+        *,
+        classes: Classes | None = None,
+        shortest_edge: int | None = None,
+        longest_edge: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        """Run the model on the image and show what it did.
+
+        Args:
+            model: a Mask2Former, or any function of images [1, 3, H, W] that returns an `Output`; for
+                SamplingExplorer and MatchingExplorer also several by name, the earliest first.
+            image: a path, a PIL image or RGB uint8 [H, W, 3].
+            classes: names and colours; by default the model's own.
+            shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized.
+            longest_edge: but to no more than this, in pixels.
+            width: of the large pictures, in CSS pixels.
+
+        Raises:
+            ValueError: there is no model, or the model's numbers cannot be shown.
+        """
+        models = dict(model) if isinstance(model, Mapping) else {"": model}
+        if not models:
+            raise ValueError(f"{type(self).__name__} needs a model, or several by name; there is none.")
+        if len(models) > 1 and not self.SEVERAL:
+            raise ValueError(f"{type(self).__name__} shows one model, got {len(models)}; open one tool for each.")
+        self.image = as_rgb(image)
+        self.width = self.WIDTH if width is None else width
+        self.classes = getattr(next(iter(models.values())), "classes", None) if classes is None else classes
+        self._names = " | ".join(filter(None, models)) or "1 model"
+        self._read(models, {"shortest_edge": shortest_edge, "longest_edge": longest_edge})
+        self._build()
+
+    @classmethod
+    def from_output(cls, output: Output | Mapping[str, Output], image: np.ndarray, *args, **options):
+        """Open the tool on an output that was made of this image earlier.
+
+        Args:
+            output: for QueryExplorer made with `keep_attention=True`; for MatchingExplorer also several by name.
+            image: that the output was made of.
+            args, options: of the tool.
+
+        Raises:
+            ValueError: the output was made of an image of another size.
+        """
+        outputs = dict(output) if isinstance(output, Mapping) else {"": output}
+        return cls({name: constant_model(made) for name, made in outputs.items()}, image, *args, **options)
+
+    def _assemble(self, rows: Sequence[ipywidgets.Widget], views: dict[str, MaskView], *, counts: str, **options) -> None:
+        """Put the tool together; `counts` and the size of the image are its `repr`, options are those of Tool."""
+        size = f"{self.image.shape[1]} × {self.image.shape[0]} pixels"
+        super().__init__(rows, views, summary=f"{type(self).__name__}({counts}, {size})", **options)
 
 
 def trim_heap() -> None:
@@ -144,70 +210,15 @@ def trim_heap() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def slider(name: str, label: str, value: int, last: int, tooltip: str, **traits) -> ipywidgets.IntSlider:
-    """A slider from 0 to `last` with the CSS class m2f-<name>."""
-    made = ipywidgets.IntSlider(value, 0, last, description=label, tooltip=tooltip, **traits)
-    return made.add_class(f"m2f-{name}")
-
-
-def share_slider(name: str, label: str, value: float, tooltip: str) -> ipywidgets.FloatSlider:
-    """A slider from 0 to 100 % with the CSS class m2f-<name>."""
-    made = ipywidgets.FloatSlider(
-        value, min=0, max=1, step=0.05, description=label, readout_format=".0%", tooltip=tooltip
-    )
-    return made.add_class(f"m2f-{name}")
-
-
-def menu(name: str, label: str, options: Sequence, tooltip: str, **traits) -> ipywidgets.Dropdown:
-    """A menu with the CSS class m2f-<name>. `options` are texts or (text, value)."""
-    made = ipywidgets.Dropdown(options=options, description=label, tooltip=tooltip, **traits)
-    return made.add_class(f"m2f-{name}")
-
-
-def button(name: str, label: str, tooltip: str, **traits) -> ipywidgets.Button:
-    """A button with the CSS class m2f-<name>."""
-    return ipywidgets.Button(description=label, tooltip=tooltip, **traits).add_class(f"m2f-{name}")
-
-
-def controls(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
-    """A row of controls; it wraps where the page is narrow."""
-    return ipywidgets.HBox(widgets).add_class("m2f-controls")
-
-
-def pictures(*columns: ipywidgets.Widget | Sequence[ipywidgets.Widget]) -> ipywidgets.HBox:
-    """Pictures side by side; those of a list stand one below the other."""
-    boxes = [
-        ipywidgets.VBox(column).add_class("m2f-side") if isinstance(column, (list, tuple)) else column
-        for column in columns
-    ]
-    return ipywidgets.HBox(boxes).add_class("m2f-views")
-
-
-def check_range(name: str, value: int, count: int, first: int = 0) -> None:
-    """Raises:
-    ValueError: the value is not one of `count` numbers from `first` on.
-    """
-    if not first <= value < first + count:
-        raise ValueError(f"There is no {name} {value}; they are numbered {first}…{first + count - 1}.")
-
-
-def head_menu(num_heads: int, together: str, tooltip: str) -> ipywidgets.Dropdown:
-    """A menu of attention heads, by their channels; `together` is what channel 0 shows."""
-    return menu("head-menu", "attention", head_options(num_heads, together), tooltip)
-
-
-def head_options(num_heads: int, together: str) -> list[tuple[str, int]]:
-    """(text, channel) each; heads count from 1, as the digits of the keyboard do."""
-    return [(together, 0), *((f"head {head}", head) for head in range(1, num_heads + 1))]
-
-
-def layer_slider(label: str, num_layers: int, tooltip: str) -> ipywidgets.SelectionSlider:
-    """A slider from layer 1 to the last, which it starts at; its `index` counts from 0, as pictures do."""
-    made = ipywidgets.SelectionSlider(
-        options=[str(layer) for layer in range(1, num_layers + 1)], index=num_layers - 1, description=label,
-        tooltip=tooltip, style={"description_width": "initial"},
-    )  # fmt: skip
-    return made.add_class("m2f-layer-slider")
+def _pairs_of(moves: Sequence[Moves], views: Mapping[str, MaskView]) -> list[tuple[Trait, Trait]]:
+    """The links of all controls."""
+    pairs = []
+    for move in moves:
+        if isinstance(move.control, Stepper):
+            pairs.append((move.source, (move.control.menu, "index")))
+        names = views if move.views is None else move.views
+        pairs += [(move.source, (views[name], move.trait)) for name in names]
+    return pairs
 
 
 def _descendants(box: ipywidgets.Box) -> list[ipywidgets.Widget]:
@@ -218,7 +229,7 @@ def _descendants(box: ipywidgets.Box) -> list[ipywidgets.Widget]:
 
 
 def _close(widget: ipywidgets.Widget) -> None:
-    """Close a widget and what it is made of, which it leaves open."""
+    """Close a widget and its layout and style, which it would leave open."""
     for part in _parts(widget):
         part.close()
     widget.close()
