@@ -19,10 +19,11 @@ import traitlets
 from PIL import Image
 
 from m2f_lab.data import Classes
+from m2f_lab.explore.parts.assets import source_files
 from m2f_lab.explore.parts.drawing import TABLES, composite, label_table, tint, to_png, to_uint8
 from m2f_lab.explore.parts.mask_grid import MaskGrid
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.offline import Control, off_page, save_page
+from m2f_lab.explore.parts.pages import Control, off_page, save_page
 from m2f_lab.explore.parts.table import Caption, Table
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -223,10 +224,23 @@ def test_the_page_knows_every_trait_the_browser_reads(tmp_path: Path) -> None:
     view = some_view()
     view.save_html(tmp_path / "page.html")
     state = read_page(tmp_path / "page.html")["columns"][0][0]
-    read = set(re.findall(r'model\.get\("(\w+)"\)', view._esm))
+    read = set(re.findall(r'model\.get\("(\w+)"\)', "".join(source_files("mask_view.js").values())))
     assert read
     assert read <= {*state["traits"], *state["packed"]}
     assert read <= set(view.keys)
+
+
+def test_no_name_of_a_class_ends_the_data_of_a_page(tmp_path: Path) -> None:
+    """After "<!--<script>", a browser takes "</script>" for the end of another script."""
+    names = ("<!--<script>", "</script>", "<![CDATA[")
+    view = MaskView(
+        IMAGE, np.array([[[0, 1, 2]]], np.uint8), colors=label_table(Classes(names, ((0, 0, 0),) * 3)), names=names
+    )
+    view.save_html(tmp_path / "page.html")
+    assert read_page(tmp_path / "page.html")["columns"][0][0]["traits"]["names"] == list(names)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count("<script") == text.count("</script>") == 2
+    assert "<!--" not in text
 
 
 def test_views_of_a_page_share_what_is_equal(tmp_path: Path) -> None:

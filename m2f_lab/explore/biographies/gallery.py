@@ -12,7 +12,7 @@ from m2f_lab.explore.biographies.words import describe_sizes, main_class_names, 
 from m2f_lab.explore.parts.labels import class_labels, percent
 from m2f_lab.explore.parts.mask_grid import MaskGrid
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.offline import Control, save_page
+from m2f_lab.explore.parts.pages import Control, save_page
 from m2f_lab.explore.parts.table import Caption
 from m2f_lab.explore.parts.tool import Explorer, check_range, controls, pictures, share_slider
 from m2f_lab.inference.images import resize_image

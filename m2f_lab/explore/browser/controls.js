@@ -1,4 +1,6 @@
-// Keys and the brush: how a person changes what a picture shows without leaving it.
+// Keys and the brush: changes made on the picture itself.
+
+import { chosenMask, clamp, masksOf } from "./drawing.js";
 
 function step(model, name, value, count) {
   const kept = clamp(value, 0, count - 1);
@@ -22,7 +24,7 @@ function report(model, key) {
 }
 
 /** Left and right: the mask. Up and down: the stack. Digits: the channel. `order` is what left and right step through. */
-function onKey(event, model, order) {
+export function onKey(event, model, order) {
   if (report(model, nameOf(event))) {
     event.preventDefault();
     event.stopPropagation();
@@ -50,7 +52,7 @@ function onKey(event, model, order) {
 }
 
 /** Paints cells of the mask while the pointer is down: at once on the screen, and told to the kernel at the end. */
-function makeBrush(model, redraw) {
+export function makeBrush(model, redraw) {
   let cells = null, from = null, strokes = 0;
 
   function stamp(mask, [u, v]) {

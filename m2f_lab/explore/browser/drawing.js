@@ -1,11 +1,11 @@
-// How masks are drawn over an image. mask_view.js or mask_grid.js ends the module this text begins (mask_view.py).
+// Masks drawn over an image.
 //
 // Masks arrive once, as stacks of uint8 [num_masks, num_channels, height, width] one after the other. `stack`, `index`
 // and `channel` choose one. A value is read bilinearly (or from its cell, if not `smooth`), looked up in a table of 256
-// RGBA colours, and mixed into the image. `composite` in mask_drawing.py states the same in numpy; tests compare the two.
+// RGBA colours, and mixed into the image. `composite` in drawing.py states the same in numpy; tests compare the two.
 
-const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+export const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+export const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 /** For every screen pixel along one axis: its two neighbouring cells and the weight of the second. */
 function samplingTable(numPixels, numCells, coverage, smooth) {
@@ -27,7 +27,7 @@ function samplingTable(numPixels, numCells, coverage, smooth) {
 const inflated = new WeakMap(); // model → its masks as they were sent, as they are, and who waits for them
 
 /** All masks of a model; undefined while they are inflated, after which `ready` is called. */
-function masksOf(model, ready) {
+export function masksOf(model, ready) {
   const sent = model.get("masks");
   let known = inflated.get(model);
   if (known?.sent !== sent) {
@@ -48,7 +48,7 @@ async function inflate(data) {
 }
 
 /** Where a mask of the stack that the model shows now lies among all masks; by default the one that is chosen. */
-function chosenMask(model, masks, chosen = model.get("index")) {
+export function chosenMask(model, masks, chosen = model.get("index")) {
   const shapes = model.get("shapes");
   const stack = clamp(model.get("stack"), 0, shapes.length - 1);
   let offset = 0, number = 0;
@@ -68,7 +68,7 @@ function chosenMask(model, masks, chosen = model.get("index")) {
 }
 
 /** Colour 0…255 and opacity 0…1 of each of the 256 values, threshold applied. */
-function colors(model) {
+export function colors(model) {
   const table = bytes(model.get("table")), threshold = model.get("threshold"), opacity = model.get("opacity");
   const rgb = new Uint8Array(3 * 256), alpha = new Float32Array(256);
   for (let value = 0; value < 256; value++) {
@@ -83,7 +83,7 @@ const OPAQUE = 0xff000000 | 0; // signed, as all words here: engines compute wit
 const WHITE = -1;
 
 /** Pixels as words of 32 bits, red lowest, and what mixing needs again and again at this size. */
-function drawable(width, height, data, source) {
+export function drawable(width, height, data, source) {
   const target = new ImageData(width, height);
   return {
     width, height, source, target,
@@ -93,7 +93,7 @@ function drawable(width, height, data, source) {
 }
 
 /** Mix the mask into the image, pixel by pixel; the result is image.target. */
-function composite(model, mask, image, lineWidth) {
+export function composite(model, mask, image, lineWidth) {
   const { width, height } = image;
   const [coverX, coverY] = model.get("coverage"), smooth = model.get("smooth");
   const columns = samplingTable(width, mask.width, coverX, smooth);
@@ -157,7 +157,7 @@ function stretch(mask, row, { first, second, weight }, out) {
 }
 
 /** The value at a place of the image given in 0…1, as the mask has it there: the cell's own, not interpolated. */
-function valueAt(model, mask, u, v) {
+export function valueAt(model, mask, u, v) {
   const [coverX, coverY] = model.get("coverage");
   const column = Math.min(Math.floor((u / coverX) * mask.width), mask.width - 1);
   const row = Math.min(Math.floor((v / coverY) * mask.height), mask.height - 1);
@@ -165,7 +165,7 @@ function valueAt(model, mask, u, v) {
 }
 
 /** Draw once per turn of the event loop, however much changed, and without waiting for the screen's next frame. */
-function scheduler(draw) {
+export function scheduler(draw) {
   let waiting = false;
   return () => {
     if (waiting) return;

@@ -1,9 +1,12 @@
 // Dots over the image: where something reads, the larger the heavier, coloured by group.
 
+import { clamp } from "./drawing.js";
+import { element, placeOf } from "./panels.js";
+
 const DOT_RADIUS = 17; // CSS pixels of a dot of size 1; its area is proportional to the size
 
 /** Draw the dots of the place that was clicked last, for the stack and channel that are shown; channel 0 is all. */
-function drawMarks(model, canvas, image) {
+export function drawMarks(model, canvas, image) {
   const data = model.get("marks"), clicked = model.get("clicked");
   canvas.hidden = !data.byteLength || !clicked.length;
   if (canvas.hidden) return;
@@ -32,7 +35,7 @@ function drawMarks(model, canvas, image) {
 }
 
 /** One chip for each group of dots. */
-function drawGroups(model, parent) {
+export function drawGroups(model, parent) {
   if (!parent.childElementCount && !model.get("mark_groups").length) return;
   parent.replaceChildren();
   for (const [name, color] of model.get("mark_groups")) {

@@ -1,5 +1,9 @@
 // All masks of a stack at once, as thumbnails.
 
+import { onKey } from "./controls.js";
+import { bytes, chosenMask, composite, drawable, masksOf, scheduler } from "./drawing.js";
+import { element, listOf } from "./panels.js";
+
 function render({ model, el }) {
   const listeners = new AbortController(), signal = listeners.signal;
   el.classList.add("m2f-maskgrid");

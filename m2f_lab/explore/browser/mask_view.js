@@ -1,5 +1,10 @@
 // One picture: masks scrubbed over an image.
 
+import { makeBrush, onKey } from "./controls.js";
+import { bytes, chosenMask, clamp, composite, drawable, masksOf, scheduler, valueAt } from "./drawing.js";
+import { drawGroups, drawMarks } from "./marks.js";
+import { NOTHING, captionNodes, drawCaption, drawLegend, element, listOf, noteAt, readout } from "./panels.js";
+
 function render({ model, el }) {
   const listeners = new AbortController(), signal = listeners.signal;
   el.classList.add("m2f-maskview");

@@ -1,6 +1,8 @@
-// What stands around a picture: its legend, its caption, and what is told of a place.
+// The text around a picture: legend, caption, and notes on a place.
 
-function element(tag, className, parent, text) {
+import { bytes, colors } from "./drawing.js";
+
+export function element(tag, className, parent, text) {
   const node = document.createElement(tag);
   node.className = className;
   if (text !== undefined) node.textContent = text;
@@ -14,7 +16,7 @@ function percent(value) {
   return hundredth >= 0.095 ? `${hundredth.toFixed(1)} %` : `${hundredth.toPrecision(1)} %`;
 }
 
-function readout(model, value) {
+export function readout(model, value) {
   const words = model.get("words"), names = model.get("names");
   if (names.length) return names[Math.round(255 * value)] ?? "nothing";
   if (words.length) return words[value < 0.5 ? 0 : 1];
@@ -26,7 +28,7 @@ function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-function drawLegend(model, mask, nodes) {
+export function drawLegend(model, mask, nodes) {
   nodes.names.replaceChildren();
   const named = model.get("names").length > 0;
   for (const part of ["low", "bar", "high"]) nodes[part].hidden = named;
@@ -56,12 +58,12 @@ function drawNames(model, mask, parent) {
   }
 }
 
-const NOTHING = {}; // no caption
+export const NOTHING = {}; // no caption
 
 const read = new WeakMap(); // model → the texts that were read already, by name
 
 /** A list of captions or notes. From a kernel it comes as text, which is read once. */
-function listOf(model, name) {
+export function listOf(model, name) {
   const value = model.get(name);
   if (typeof value !== "string") return value;
   if (!read.has(model)) read.set(model, {});
@@ -71,7 +73,7 @@ function listOf(model, name) {
 }
 
 /** What the picture says of the place that was clicked last: of the cell of a grid of places. */
-function noteAt(model, stack) {
+export function noteAt(model, stack) {
   const [rows, columns] = model.get("places"), clicked = model.get("clicked"), notes = listOf(model, "notes");
   if (!clicked.length || !notes.length) return NOTHING;
   const cell = placeOf(model, rows, columns);
@@ -79,7 +81,7 @@ function noteAt(model, stack) {
 }
 
 /** The cell of a grid over the image that the last click fell into. */
-function placeOf(model, rows, columns) {
+export function placeOf(model, rows, columns) {
   const [width, height] = model.get("image_size"), [x, y] = model.get("clicked");
   return Math.floor((y / height) * rows) * columns + Math.floor((x / width) * columns);
 }
@@ -95,7 +97,7 @@ function drawTable(table, parent) {
   }
 }
 
-function drawCaption(caption, nodes) {
+export function drawCaption(caption, nodes) {
   if (nodes.shown === caption) return;
   nodes.shown = caption;
   say(nodes.text, caption.text ?? "");
@@ -124,7 +126,7 @@ function drawBars(bars, parent) {
 }
 
 /** The elements of one caption; a warning may stand elsewhere. */
-function captionNodes(parent, warning) {
+export function captionNodes(parent, warning) {
   return {
     text: element("div", "m2f-caption", parent),
     warning: warning ?? element("div", "m2f-caption-warning", parent),

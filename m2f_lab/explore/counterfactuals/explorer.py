@@ -40,7 +40,7 @@ from m2f_lab.explore.counterfactuals.views import (
 )
 from m2f_lab.explore.parts.labels import class_labels
 from m2f_lab.explore.parts.mask_view import MaskView, Stroke
-from m2f_lab.explore.parts.offline import Control, off_page, save_page
+from m2f_lab.explore.parts.pages import Control, off_page, save_page
 from m2f_lab.explore.parts.tool import Explorer, check_range, pictures
 from m2f_lab.explore.queries.trace import rank_queries, winning_queries
 from m2f_lab.explore.queries.views import query_options

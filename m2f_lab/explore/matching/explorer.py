@@ -25,7 +25,7 @@ from m2f_lab.explore.matching.trace import (
     trace_matching,
 )
 from m2f_lab.explore.parts.labels import class_labels
-from m2f_lab.explore.parts.offline import Control, save_page
+from m2f_lab.explore.parts.pages import Control, save_page
 from m2f_lab.explore.parts.tool import (
     Explorer,
     LayerChoice,

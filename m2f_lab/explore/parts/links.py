@@ -12,8 +12,9 @@ import anywidget
 import ipywidgets
 import traitlets
 
+from m2f_lab.explore.parts.assets import module
 from m2f_lab.explore.parts.controls import Trait
-from m2f_lab.explore.parts.mask_view import browser_module
+
 
 class Links(anywidget.AnyWidget):
     """Pairs of values that the browser keeps equal.
@@ -25,7 +26,7 @@ class Links(anywidget.AnyWidget):
         pairs: (widget, name of a value, widget, name of a value); at first the second takes the value of the first.
     """
 
-    _esm = browser_module("links")
+    _esm = module("links")
 
     pairs = traitlets.List().tag(sync=True, **ipywidgets.widget_serialization)
 

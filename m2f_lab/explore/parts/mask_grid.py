@@ -12,7 +12,8 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from m2f_lab.explore.parts.mask_view import MaskView, browser_module
+from m2f_lab.explore.parts.assets import module
+from m2f_lab.explore.parts.mask_view import MaskView
 
 
 class MaskGrid(MaskView):
@@ -24,7 +25,7 @@ class MaskGrid(MaskView):
         sort: the order that is shown, one of the names in `orders`.
     """
 
-    _esm = browser_module("drawing", "panels", "controls", "mask_grid")
+    _esm = module("mask_grid")
 
     orders = traitlets.Dict().tag(sync=True)  # name → the masks that are shown, in order
     sort = traitlets.Unicode().tag(sync=True)

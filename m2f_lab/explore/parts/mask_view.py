@@ -1,19 +1,17 @@
 """MaskView: an image and any number of masks over it, scrubbed in the browser without asking the kernel.
 
 The image and all masks are sent once. Which mask is shown, how strongly, the pointer's readout, the brush and the arrow
-keys then live in the browser (browser/*.js), a few milliseconds from key to picture. `mask_drawing.composite` states in
-numpy what is drawn.
+keys then live in the browser (browser/*.js), a few milliseconds from key to picture. `drawing.composite` does the same
+in numpy.
 
 N masks, C channels (heads, for attention), H/W height/width of the image, h/w of the masks.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,27 +22,15 @@ import numpy as np
 import traitlets
 from PIL import Image
 
+from m2f_lab.explore.parts.assets import deflated, module, style
+from m2f_lab.explore.parts.controls import Control
 from m2f_lab.explore.parts.drawing import TABLES, composite, to_png, to_uint8
+from m2f_lab.explore.parts.pages import save_page
 from m2f_lab.explore.parts.table import Caption
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 
 LONGEST_EDGE = 1024
 """Images are sent at most this large, in pixels; a notebook cell is not wider."""
-
-
-BROWSER = Path(__file__).parents[1] / "browser"
-
-
-def browser_module(*names: str) -> str:
-    """One JavaScript module from files that follow each other: a browser is handed a single one.
-
-    It is handed the module once more for every picture. All of them use the first copy: engines compile it once, and
-    it stays warm.
-    """
-    text = "\n".join((BROWSER / f"{name}.js").read_text(encoding="utf-8") for name in names)
-    body = text.replace("export default", "return")
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"const all = globalThis.m2fModules ??= {{}};\nexport default all['{key}'] ??= (() => {{\n{body}\n}})();"
 
 
 @lru_cache(maxsize=1)  # the views of one tool show the same image
@@ -59,18 +45,6 @@ def _as_json(captions: Sequence[Sequence[Caption]]) -> list[list[dict]]:
 
 AS_TEXT = {"to_json": lambda value, widget: json.dumps(value), "from_json": lambda text, widget: json.loads(text)}
 """Long lists travel as text: ipywidgets would look into every one of their parts for buffers."""
-
-
-def deflated(masks: bytes, widget: object = None) -> bytes:
-    """Masks as they travel: 1 and the deflated masks where that makes much of it, else 0 and the masks.
-
-    The masks of a trained model are mostly 0 or 1, label maps have few values: on the way through two servers into the
-    browser, every megabyte counts. Of less than one, inflating takes as long as sending.
-    """
-    middle = masks[len(masks) // 2 :][: 2**16]
-    if len(masks) < 2**20 or len(zlib.compress(middle, 1)) > len(middle) / 2:
-        return b"\0" + masks
-    return b"\1" + zlib.compress(masks, 1)
 
 
 class Stroke(NamedTuple):
@@ -110,8 +84,8 @@ class MaskView(anywidget.AnyWidget):
         coordinates: tell at the pointer which pixel it is on; not for pictures whose pixels mean nothing.
     """
 
-    _esm = browser_module("drawing", "panels", "marks", "controls", "mask_view")
-    _css = (BROWSER / "mask_view.css").read_text(encoding="utf-8")
+    _esm = module("mask_view")
+    _css = style("mask_view")
 
     base = traitlets.Bytes().tag(sync=True)  # a PNG file
     image_size = traitlets.List(traitlets.Int()).tag(sync=True)  # width, height in pixels, before shrinking
@@ -317,11 +291,23 @@ class MaskView(anywidget.AnyWidget):
             coverage=tuple(self.coverage),
         )
 
+    def page_state(self) -> dict[str, object]:
+        """Values of all traits that a saved page needs. There, nothing answers a brush or a key."""
+        names = set(self.traits(sync=True)) - set(anywidget.AnyWidget.class_traits(sync=True)) - {"stroke"}
+        state = {name: getattr(self, name) for name in sorted(names) if not name.startswith("_")}
+        return state | {"masks": deflated(self.masks), "brush": 0, "bound_keys": []}
+
+    def page_controls(self) -> list[Control]:
+        """Sliders for stacks, masks and channels, where there is more than one, and for the opacity."""
+        counts = (len(self.shapes), *(max(shape[axis] for shape in self.shapes) for axis in (0, 1)))
+        names = (("stack", "stack"), ("index", "mask"), ("channel", "channel"))
+        sliders = [Control(*name, high=count - 1) for name, count in zip(names, counts, strict=True) if count > 1]
+        return [*sliders, Control("opacity", "opacity", step=0.05)]
+
     def save_html(self, path: str | Path, title: str = "masks") -> None:
         """Write one self-contained page that scrubs, hovers and picks without a network or a kernel."""
-        from m2f_lab.explore.parts.offline import save_page
-
-        save_page(path, [self], title=title)
+        note = "Click the picture, then use the arrow keys."
+        save_page(path, [self], controls=self.page_controls(), title=title, note=note)
 
     def __repr__(self) -> str:
         masks = f"{max(shape[0] for shape in self.shapes)} masks"

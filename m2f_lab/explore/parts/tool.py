@@ -17,7 +17,7 @@ from PIL import Image
 from m2f_lab.data import Classes
 from m2f_lab.explore.parts.controls import Control, Moves, Stepper, Trait
 from m2f_lab.explore.parts.links import Links
-from m2f_lab.explore.parts.offline import save_page
+from m2f_lab.explore.parts.pages import save_page
 from m2f_lab.explore.parts.reading import Model, constant_model
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.structures import Output

@@ -18,7 +18,7 @@ from m2f_lab.data import Classes
 from m2f_lab.explore.parts.drawing import label_table
 from m2f_lab.explore.parts.labels import Labels, class_labels, known_classes
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.offline import Control, save_page
+from m2f_lab.explore.parts.pages import Control, save_page
 from m2f_lab.explore.parts.table import Caption, Table
 from m2f_lab.explore.parts.tool import Explorer, controls, menu, pictures, recalled, share_slider
 from m2f_lab.explore.pixels.ledger import Ledger, ledger_at, mask_probability_rows

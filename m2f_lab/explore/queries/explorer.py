@@ -15,7 +15,7 @@ from PIL import Image
 
 from m2f_lab.data import Classes
 from m2f_lab.explore.parts.labels import class_labels, percent
-from m2f_lab.explore.parts.offline import Control, save_page
+from m2f_lab.explore.parts.pages import Control, save_page
 from m2f_lab.explore.parts.tool import (
     Explorer,
     HeadChoice,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from m2f_lab.explore.parts.pages import save_page
 from m2f_lab.explore.parts.table import html_table, text_table
 from m2f_lab.explore.runs.history import History, say_duration
-from m2f_lab.explore.runs.pages import save_static_page
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import Run
 from m2f_lab.training.run import METRIC
@@ -89,7 +89,7 @@ class Comparison:
 
     def save_html(self, path: str | Path) -> None:
         """Write one self-contained page with the curves as vectors and the table."""
-        save_static_page(path, f"{len(self.runs)} runs", [self.figure()], [self.table])
+        save_page(path, figures=[self.figure()], tables=[html_table(self.table)], title=f"{len(self.runs)} runs")
 
     def __str__(self) -> str:
         return text_table(self.table)

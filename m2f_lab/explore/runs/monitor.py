@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from m2f_lab.explore.parts.pages import save_page
 from m2f_lab.explore.runs.history import History, RowFile, say_duration, time_left
 from m2f_lab.explore.runs.snapshots import Snapshots, few_of
 from m2f_lab.inference.images import as_rgb
@@ -205,9 +206,7 @@ class LiveMonitor:
 
     def save_html(self, path: str | Path) -> None:
         """Write one self-contained page with the curves and the predictions as vectors."""
-        from m2f_lab.explore.runs.pages import save_static_page
-
-        save_static_page(path, self._name, [self.figure()])
+        save_page(path, figures=[self.figure()], title=self._name)
 
     def __repr__(self) -> str:
         return f"LiveMonitor({self._name})" if self._run else "LiveMonitor()"

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.offline import Control, off_page, save_page
+from m2f_lab.explore.parts.pages import Control, off_page, save_page
 from m2f_lab.explore.parts.tool import (
     Explorer,
     HeadChoice,

@@ -16,7 +16,7 @@ import numpy as np
 from m2f_lab.explore.parts.drawing import TABLES, composite, label_table, to_uint8
 from m2f_lab.explore.parts.links import Links
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.offline import Control, off_page, save_page
+from m2f_lab.explore.parts.pages import Control, off_page, save_page
 from m2f_lab.explore.parts.table import Caption
 from m2f_lab.explore.parts.tool import Explorer, controls, menu, pictures, share_slider
 from m2f_lab.explore.traps import TRAPS, Bench, Trap, Trial

@@ -1,4 +1,6 @@
-// Runs MaskViews on a page of their own (offline.py): a model without a kernel, links between views, and controls.
+// Views on a saved page (pages.py): models without a kernel, links between views, and controls.
+
+import { element } from "./panels.js";
 
 const page = JSON.parse(document.getElementById("m2f-page").textContent);
 
@@ -30,30 +32,25 @@ async function load(state) {
   return Object.assign(new Model({ ...state.traits, ...binary }), { module: modules[state.module] });
 }
 
-function control({ trait, label, help, options, low, high, step, first: start }, models) {
-  const box = document.createElement("label");
+/** A slider or a menu for one trait of all views. */
+function addControl({ trait, label, help, options, low, high, step, first: start }, models) {
+  const box = element("label", "", document.getElementById("m2f-controls"));
   box.title = help;
-  box.append(Object.assign(document.createElement("span"), { textContent: label }));
-  const input = document.createElement(options ? "select" : "input");
+  element("span", "", box, label);
+  const input = element(options ? "select" : "input", "", box);
   input.dataset.trait = trait;
-  const shown = document.createElement("output");
-  if (options) {
-    for (const [text, value] of options) input.append(new Option(text, value));
-    box.append(input);
-  } else {
-    Object.assign(input, { type: "range", min: low, max: high, step });
-    box.append(input, shown);
-  }
+  const shown = options ? undefined : element("output", "", box);
+  if (options) for (const [text, value] of options) input.append(new Option(text, value));
+  else Object.assign(input, { type: "range", min: low, max: high, step });
   const first = models.find((model) => model.get(trait) !== undefined);
   const read = () => {
     input.value = first.get(trait);
-    shown.textContent = step < 1 ? `${Math.round(100 * input.value)} %` : Number(input.value) + start;
+    if (shown) shown.textContent = step < 1 ? `${Math.round(100 * input.value)} %` : Number(input.value) + start;
   };
   const value = () => (options ? options[input.selectedIndex][1] : Number(input.value));
   input.addEventListener("input", () => models.forEach((model) => model.set(trait, value())));
   first.on(`change:${trait}`, read);
   read();
-  return box;
 }
 
 const modules = await Promise.all(
@@ -65,14 +62,8 @@ for (const trait of page.linked) {
     model.on(`change:${trait}`, () => models.forEach((other) => other.set(trait, model.get(trait))));
   }
 }
-document.getElementById("m2f-controls").append(...page.controls.map((options) => control(options, models)));
+for (const options of page.controls) addControl(options, models);
 for (const column of columns) {
-  const box = document.createElement("div");
-  box.className = "m2f-column";
-  document.getElementById("m2f-views").append(box);
-  for (const model of column) {
-    const node = document.createElement("div");
-    box.append(node);
-    model.module.default.render({ model, el: node });
-  }
+  const box = element("div", "m2f-column", document.getElementById("m2f-views"));
+  for (const model of column) model.module.default.render({ model, el: element("div", "", box) });
 }
