@@ -89,6 +89,17 @@ def test_curves_over_iterations_and_over_time(folders: list[Path]) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
+def test_curves_of_a_term_that_only_one_run_has(folders: list[Path]) -> None:
+    append_row(
+        folders[0] / "metrics.jsonl", {"kind": "step", "iteration": 5, "loss": 2.0, "seconds": 9.0, "0.boundary": 4.0}
+    )
+    terms = compare(folders).figure().axes[1]
+    assert [text.get_text() for text in terms.get_legend().get_texts()] == ["class", "mask", "dice", "boundary"]
+    styles = [line.get_linestyle() for line in terms.lines[:4]]
+    assert len(set(styles)) == 4
+    assert terms.lines[3].get_ydata()[-1] == 4.0
+
+
 def test_a_real_run(whole: Run) -> None:
     comparison = compare([whole])
     assert repr(comparison) == "Comparison(whole)"

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from m2f_lab.data.colors import colorize
-from m2f_lab.explore import LiveMonitor, live_monitor
-from m2f_lab.explore.runs.history import History, RowFile, curve_values, say_duration, time_left
+from m2f_lab.explore import LiveMonitor, plots
+from m2f_lab.explore.runs import monitor as live_monitor
+from m2f_lab.explore.runs.history import History, RowFile, curve_values, format_duration, time_left
 from m2f_lab.explore.runs.monitor import in_notebook
-from m2f_lab.explore.runs.snapshots import Snapshots, few_of
+from m2f_lab.explore.runs.snapshots import Snapshots, evenly_spaced
 from m2f_lab.training import Run, train
 from m2f_lab.training.run import append_row, keep_rows
 from tests.toy_training import CLASSES, StopAt, assert_same_run, toy_recipe
@@ -68,6 +69,19 @@ def test_every_prediction_keeps_its_terms() -> None:
     assert not {"kind", "gradient_norm"} & set(kept)  # the norm may be None, and no curve shows it
 
 
+def test_terms_of_any_name_are_averaged_and_drawn() -> None:
+    history = History(limit=8)
+    for iteration in range(1, 33):  # the last rows are of a run that continued with another criterion
+        extra = {"0.boundary": 2.0, "1.boundary": float(iteration)} if iteration > 15 else {}
+        history.add(step_row(iteration) | extra)
+    assert [row.get("0.boundary") for row in history.steps] == [None, 2.0, 2.0, 2.0]
+    assert [row.get("1.boundary") for row in history.steps] == [None, 16.0, 20.5, 28.5]
+    figure = plots.training_progress(history.steps)
+    (drawn,) = (ax for ax in figure.axes if ax.get_title() == "boundary term")
+    assert [line.get_label() for line in drawn.lines] == ["prediction 0", "prediction 1"]
+    assert drawn.lines[1].get_ydata()[1:].tolist() == [16.0, 20.5, 28.5]
+
+
 def test_long_runs_are_averaged_not_cut() -> None:
     history = History(limit=8)
     for iteration in range(1, 33):
@@ -90,7 +104,7 @@ def test_time_left_is_at_the_pace_of_the_last_rows() -> None:
     ("seconds", "text"), [(8.4, "8 s"), (59.6, "1 min 00 s"), (95, "1 min 35 s"), (7384, "2 h 03 min")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert say_duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 # ------------------------------------------------------------------------------------------ in a terminal
@@ -343,8 +357,8 @@ def test_the_strip_has_a_row_per_image_and_a_column_per_evaluation(watched: tupl
 
 
 def test_the_strip_keeps_first_and_last() -> None:
-    assert few_of([3, 6], 7) == [3, 6]
-    assert few_of(range(1, 102), 5) == [1, 26, 51, 76, 101]
+    assert evenly_spaced([3, 6], 7) == [3, 6]
+    assert evenly_spaced(range(1, 102), 5) == [1, 26, 51, 76, 101]
 
 
 def test_a_continued_run_forgets_predictions_it_will_make_again(root: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import inspect
 import io
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,27 @@ def test_learning_curves_average_the_terms_of_all_predictions() -> None:
     row = {"iteration": 5, "loss": 1.0, "0.class": 1.0, "1.class": 3.0, "0.mask": 0.5, "1.mask": 0.5, "0.dice": 4.0}
     terms = plots.learning_curves([row]).axes[1]
     assert [line.get_ydata().tolist() for line in terms.lines] == [[2.0], [0.5], [4.0]]
+
+
+def test_learning_curves_draw_a_term_of_any_name() -> None:
+    rows = [
+        {"iteration": 1, "loss": 1.0, "0.class": 1.0},
+        {"iteration": 2, "loss": 1.0, "0.class": 1.0, "0.boundary": 3.0},
+    ]
+    terms = plots.learning_curves(rows).axes[1]
+    assert [line.get_label() for line in terms.lines] == ["class", "boundary"]
+    assert np.isnan(terms.lines[1].get_ydata()[0])
+    assert terms.lines[1].get_ydata()[1] == 3.0
+
+
+def test_losses_of_any_name_stand_side_by_side_without_overlap() -> None:
+    terms = ("class", "mask", "dice", "boundary")
+    losses = {f"{i}.{term}": 1.0 for i in range(2) for term in terms} | {"1.denoising": 5.0, "total": 9.0}
+    (ax,) = plots.losses_per_prediction(losses).axes
+    assert [container.get_label() for container in ax.containers] == [*terms, "denoising"]
+    bars = sorted((bar.get_x(), bar.get_width()) for container in ax.containers for bar in container)
+    assert len(bars) == 9
+    assert all(left + width <= right for (left, width), (right, _) in pairwise(bars))
 
 
 def test_losses_stand_by_prediction_and_term() -> None:

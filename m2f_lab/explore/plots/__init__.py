@@ -9,11 +9,18 @@ Q queries, K classes, T segments, S sampling points, H/W height/width.
 
 from matplotlib.figure import Figure
 
-from m2f_lab.explore.plots.charts import bars, confusion, curves, learning_curves, losses_per_prediction, matrices
+from m2f_lab.explore.plots.charts import (
+    bars,
+    confusion,
+    curves,
+    dumbbells,
+    learning_curves,
+    losses_per_prediction,
+    matrices,
+)
 from m2f_lab.explore.plots.counterfactuals import label_change
 from m2f_lab.explore.plots.ledger import pixel_ledger
 from m2f_lab.explore.plots.matching import matching
-from m2f_lab.explore.plots.pairs import dumbbells
 from m2f_lab.explore.plots.pictures import (
     attention,
     comparison_rows,

@@ -6,7 +6,7 @@ Q queries, K classes, T segments.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -36,8 +36,8 @@ def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), tit
     """How a run went: the loss and its terms, mIoU, and the learning rate.
 
     Args:
-        steps: rows of `Run.steps`, with "iteration", "loss", "learning_rate" and the terms "0.class", "0.mask", …;
-            or with means over predictions, "class", "mask", "dice", in their place.
+        steps: rows of `Run.steps`, with "iteration", "loss", "learning_rate" and the terms "0.class", "0.mask", …; or
+            with means over predictions, "class", "mask", "dice", in their place.
         evaluations: rows with "iteration" and "mIoU" in percent.
         title: over everything.
     """
@@ -45,7 +45,8 @@ def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), tit
     iterations = [row["iteration"] for row in steps]
     axes[0].plot(iterations, [row["loss"] for row in steps], color=PALETTE[0], linewidth=1.4)
     axes[0].set_title("loss, weighted sum", fontsize=TITLE)
-    for term, color in zip(("class", "mask", "dice"), PALETTE, strict=False):
+    terms = loss_terms(steps)
+    for term, color in zip(terms, colors(len(terms)), strict=True):
         axes[1].plot(iterations, [mean_term(row, term) for row in steps], color=color, linewidth=1.2, label=term)
     axes[1].legend(fontsize=SMALL, frameon=False)
     axes[1].set_title("terms, mean of predictions", fontsize=TITLE)
@@ -67,16 +68,17 @@ def losses_per_prediction(losses: Mapping[str, float], title: str = "") -> Figur
     """The terms of the loss for every prediction, from the learned queries (0) to the last decoder layer.
 
     Args:
-        losses: what `Criterion` returns, as numbers: "l.class", "l.mask" and "l.dice" for prediction l; other entries
-            are left out.
+        losses: of a `Criterion`, as numbers: "l.class", "l.mask" and so on for prediction l; sums are left out.
         title: says what to see.
     """
-    terms = ("class", "mask", "dice")
-    count = sum(name.endswith(f".{terms[0]}") for name in losses)
-    figure, ax = chart(1.6 + 0.45 * count, 2.8, title)
-    for i, (term, color) in enumerate(zip(terms, PALETTE, strict=False)):
-        places = [prediction + 0.27 * (i - 1) for prediction in range(count)]
-        ax.bar(places, [losses[f"{number}.{term}"] for number in range(count)], width=0.25, color=color, label=term)
+    terms = loss_terms([losses])
+    count = 1 + max((number for numbers in terms.values() for number in numbers), default=0)
+    figure, ax = chart(1.6 + 0.15 * count * len(terms), 2.8, title)
+    pitch = 0.81 / len(terms)
+    for i, ((term, numbers), color) in enumerate(zip(terms.items(), colors(len(terms)), strict=True)):
+        places = [number + pitch * (i - (len(terms) - 1) / 2) for number in numbers]
+        heights = [losses[f"{number}.{term}"] for number in numbers]
+        ax.bar(places, heights, width=0.93 * pitch, color=color, label=term)
     ax.set_xticks(range(count))
     ax.set_xlabel("prediction")
     ax.set_ylabel("loss, unweighted")
@@ -107,6 +109,42 @@ def bars(
     ax.invert_yaxis()
     ax.set_xlim(0, reach * (1.0 if limit else 1.12))
     ax.set_xlabel(x)
+    return figure
+
+
+def dumbbells(
+    names: Sequence[str],
+    pairs: Sequence[tuple[float, float]],
+    ends: tuple[str, str],
+    x: str,
+    title: str = "",
+    limit: float | None = None,
+) -> Figure:
+    """One line per name, from its first value to its second.
+
+    Args:
+        names: drawn from top to bottom.
+        pairs: two numbers each.
+        ends: what the first and the second number are.
+        x: label of the axis.
+        title: says what to see.
+        limit: right end of the axis.
+    """
+    figure, ax = chart(7.2, 1.0 + 0.36 * len(names), title)
+    for row, (first, second) in enumerate(pairs):
+        ax.plot([first, second], [row, row], color="0.75", linewidth=3, zorder=1, solid_capstyle="round")
+    for end, color, marker, name in zip(zip(*pairs, strict=True), (PALETTE[0], PALETTE[1]), "os", ends, strict=True):
+        ax.scatter(end, range(len(names)), s=48, color=color, marker=marker, label=name, zorder=2)
+    reach = limit or max(max(pair) for pair in pairs) or 1.0
+    for row, (_, second) in enumerate(pairs):
+        ax.annotate(
+            f"{second:.3g}", (second, row), (0, 6), textcoords="offset points", ha="center", fontsize=SMALL, zorder=3
+        )
+    ax.set_yticks(range(len(names)), names, fontsize=SMALL)
+    ax.set_ylim(len(names) - 0.5, -0.7)
+    ax.set_xlim(-0.02 * reach, 1.02 * reach)
+    ax.set_xlabel(x)
+    figure.legend(loc="outside upper right", ncols=2, fontsize=SMALL, frameon=False)
     return figure
 
 
@@ -162,6 +200,19 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str = "") -> Figu
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, shrink=0.7, label="share of the true class")
     return figure
+
+
+def loss_terms(rows: Iterable[Mapping[str, float]]) -> dict[str, list[int]]:
+    """Terms of the loss that rows hold, in their order, each with the predictions that have it.
+
+    "2.mask" is the term "mask" of prediction 2. Where no name has such a number, the paper's three terms.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    found: dict[str, list[int]] = {}
+    for number, _, term in (name.partition(".") for name in names):
+        if number.isdigit():
+            found.setdefault(term, []).append(int(number))
+    return {term: sorted(numbers) for term, numbers in found.items()} or {"class": [], "mask": [], "dice": []}
 
 
 def mean_term(row: dict, term: str) -> float:

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from m2f_lab.explore.matching.trace import kept_share
 from m2f_lab.explore.parts.labels import percent
+from m2f_lab.explore.parts.reading import kept_share
 from m2f_lab.explore.plots.theme import HEAT, PALETTE, SMALL, TITLE, NotebookFigure, dress
 
 CHOICE, RUNNER_UP = PALETTE[5], PALETTE[4]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib import colormaps
@@ -15,11 +16,10 @@ from matplotlib.figure import Figure
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize
-from m2f_lab.explore.plots.charts import mean_term
+from m2f_lab.explore.plots.charts import loss_terms, mean_term
 from m2f_lab.explore.plots.theme import PALETTE, SMALL, TEXT, TITLE, NotebookFigure, class_legend, colors, dress
 
-TERMS = ("class", "mask", "dice")
-DASHES = ("-", "--", ":")  # of the terms, where colours stand for runs
+DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of the terms, where colours stand for runs
 WIDTH, CHARTS = 12.4, 4.9  # inches: of a figure of progress, and how high its charts are
 LAYERS = "viridis_r"  # perceptually uniform, readable without colour vision; the last prediction is darkest
 
@@ -36,7 +36,7 @@ def training_progress(
 
     Args:
         steps: rows with "iteration", "loss", "learning_rate", "images_per_second", "memory_gib" and the terms
-            "0.class", "0.mask", "0.dice", "1.class", … of L predictions; what a row lacks is left out.
+            of L predictions, "0.class", "0.mask", …, "1.class", …; a chart each. What a row lacks is left out.
         evaluations: rows with "iteration" and "mIoU" in percent.
         title: over everything.
         images: fixed images, shown in the first column of the strip below. N × uint8 [H, W, 3]
@@ -52,17 +52,21 @@ def training_progress(
     height = figure.get_figheight()
     figure.suptitle(title, fontsize=TITLE + 1, y=1 - 0.08 / height)
     places = {"left": 0.036, "right": 0.99, "top": 1 - 0.68 / height, "bottom": 1 - (CHARTS - 0.5) / height}
-    axes = figure.add_gridspec(2, 4, **places, wspace=0.2, hspace=0.38).subplots(squeeze=False)
+    terms = loss_terms(steps)
+    columns = max(4, 1 + len(terms))
+    axes = figure.add_gridspec(2, columns, **places, wspace=0.2, hspace=0.38).subplots(squeeze=False)
+    for ax in (*axes[0, 1 + len(terms) :], *axes[1, 4:]):
+        ax.set_visible(False)
     iterations = [row["iteration"] for row in steps]
     _line(axes[0, 0], iterations, [row["loss"] for row in steps], "loss, weighted sum", PALETTE[0])
-    for ax, term in zip(axes[0, 1:], TERMS, strict=True):
-        _lines_of_predictions(ax, steps, term)
+    for ax, (term, predictions) in zip(axes[0, 1:], terms.items(), strict=False):
+        _lines_of_predictions(ax, steps, term, predictions)
     evaluated = [row for row in evaluations if row["mIoU"] is not None]
     places, figures = [row["iteration"] for row in evaluated], [row["mIoU"] for row in evaluated]
     _line(axes[1, 0], places, figures, "mIoU in percent", PALETTE[2], marker="o")
     axes[1, 0].set_ylim(0, _top(figures))
     for ax, (name, text), color in zip(
-        axes[1, 1:],
+        axes[1, 1:4],
         (
             ("learning_rate", "learning rate"),
             ("images_per_second", "images per second"),
@@ -73,7 +77,7 @@ def training_progress(
     ):
         _line(ax, iterations, [row.get(name, math.nan) for row in steps], text, color)
     axes[1, 1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for ax in axes[1, 2:]:
+    for ax in axes[1, 2:4]:
         ax.set_ylim(bottom=0)
     end = max([1, *iterations, *places])
     for ax in axes.flat:
@@ -84,17 +88,16 @@ def training_progress(
     return figure
 
 
-def _lines_of_predictions(ax: Axes, steps: Sequence[dict], term: str) -> None:
+def _lines_of_predictions(ax: Axes, steps: Sequence[dict], term: str, predictions: Sequence[int]) -> None:
     """One line per prediction, the first ones pale; the legend names the first and the last."""
-    count = sum(name.endswith(f".{term}") for name in steps[-1]) if steps else 0
-    shades = colormaps[LAYERS](np.linspace(0.08, 0.95, max(count, 2)))
+    shades = colormaps[LAYERS](np.linspace(0.08, 0.95, max(len(predictions), 2)))
     iterations = [row["iteration"] for row in steps]
-    for prediction in range(count):
-        ends = prediction in (0, count - 1)
+    for prediction, shade in zip(predictions, shades, strict=False):
+        ends = prediction in (predictions[0], predictions[-1])
         values = [row.get(f"{prediction}.{term}", math.nan) for row in steps]
         label = f"prediction {prediction}" if ends else None
-        ax.plot(iterations, values, color=shades[prediction], linewidth=1.4 if ends else 0.8, label=label)
-    if count:
+        ax.plot(iterations, values, color=shade, linewidth=1.4 if ends else 0.8, label=label)
+    if predictions:
         ax.legend(fontsize=SMALL, frameon=False)
     ax.set_title(f"{term} term", fontsize=TITLE)
 
@@ -146,13 +149,14 @@ def compared_runs(runs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]], tit
     axes = figure.subplots(2, 4, squeeze=False)
     longest = max((row["seconds"] for steps, _ in runs.values() for row in steps), default=0.0)
     unit, seconds = ("hours", 3600) if longest >= 7200 else ("minutes", 60) if longest >= 120 else ("seconds", 1)
+    terms = loss_terms(step for steps, _ in runs.values() for step in steps)
     best = [row["mIoU"] for _, rows in runs.values() for row in rows if row["mIoU"] is not None]
     for (name, (steps, evaluations)), color in zip(runs.items(), colors(len(runs)), strict=True):
         for row, (key, scale) in enumerate((("iteration", 1), ("seconds", seconds))):
             x = [step[key] / scale for step in steps]
             style = {"color": color, "linewidth": 1.3, "marker": "o" if len(steps) == 1 else None, "markersize": 4}
             axes[row, 0].plot(x, [step["loss"] for step in steps], label=name if row == 0 else None, **style)
-            for term, dashes in zip(TERMS, DASHES, strict=True):
+            for term, dashes in zip(terms, cycle(DASHES), strict=False):
                 axes[row, 1].plot(x, [mean_term(step, term) for step in steps], linestyle=dashes, **style)
             evaluated = [entry for entry in evaluations if entry["mIoU"] is not None]
             places = [entry[key] / scale for entry in evaluated]
@@ -170,7 +174,7 @@ def compared_runs(runs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]], tit
             dress(ax)
             ax.set_xlabel(label)
             ax.set_xlim(left=0)
-    for term, dashes in zip(TERMS, DASHES, strict=True):
+    for term, dashes in zip(terms, cycle(DASHES), strict=False):
         axes[0, 1].plot([], [], color="#555555", linestyle=dashes, linewidth=1.3, label=term)
     axes[0, 1].legend(fontsize=SMALL, frameon=False)
     handles, labels = axes[0, 0].get_legend_handles_labels()

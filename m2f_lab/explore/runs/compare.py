@@ -1,4 +1,4 @@
-"""compare: several runs laid over each other, what differs between their recipes, and how good they became."""
+"""Comparison of runs: curves laid over each other, the fields in which their recipes differ, and their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from m2f_lab.explore.parts.pages import save_page
 from m2f_lab.explore.parts.table import html_table, text_table
-from m2f_lab.explore.runs.history import History, say_duration
+from m2f_lab.explore.runs.history import History, format_duration
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import Run
 from m2f_lab.training.run import METRIC
@@ -45,7 +45,7 @@ def compare(runs: Sequence[Run | str | Path] | Mapping[str, Run | str | Path]) -
 
 
 class Comparison:
-    """What `compare` shows: curves over iterations and over time, and a table.
+    """Runs beside each other: curves over iterations and over time, and a table.
 
     Attributes:
         runs: name → run.
@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def table(self) -> list[tuple[str, ...]]:
-        """A header, then one row per run: how far it is, its best and last mIoU, and what is its own."""
+        """A header, then one row per run: its progress, its best and last mIoU, and the fields that differ."""
         header = ("run", "iterations", "time", f"best {METRIC}", "at", f"last {METRIC}", *self.differences)
         return [header, *(self._row(name) for name in self.runs)]
 
@@ -73,7 +73,7 @@ class Comparison:
         return (
             name,
             str(place["iteration"]),
-            say_duration(place.get("seconds", 0.0)),
+            format_duration(place.get("seconds", 0.0)),
             f"{best[METRIC]:.1f} %" if best else "–",
             str(best["iteration"]) if best else "–",
             f"{measured[-1][METRIC]:.1f} %" if measured else "–",
@@ -104,7 +104,7 @@ class Comparison:
 
 
 def flat_recipe(recipe: Recipe) -> dict[str, object]:
-    """Every field that decides something, by its full name, such as "optimization.learning_rate"."""
+    """Every field that changes training, by its full name, such as "optimization.learning_rate"."""
     flat = {}
     for part, value in asdict(recipe).items():
         if part in _WORDS:
@@ -122,7 +122,7 @@ def differing_fields(recipes: Mapping[str, Mapping[str, object]]) -> dict[str, d
 
 
 def with_seconds(evaluations: Sequence[dict], steps: Sequence[dict]) -> list[dict]:
-    """Evaluations do not say when they were: read it from the steps around them."""
+    """Evaluations with their time, which is interpolated between the steps around them."""
     if not steps:
         return []
     iterations, seconds = [row["iteration"] for row in steps], [row["seconds"] for row in steps]

@@ -1,22 +1,22 @@
-"""How a run went, as numbers: rows of `metrics.jsonl`, thinned out so that drawing them stays quick.
+"""History of a run: rows of `metrics.jsonl`, thinned out so that drawing them stays quick.
 
-L predictions. Terms of the loss are "class", "mask" and "dice"; "2.mask" is the mask term of prediction 2.
+Terms of the loss are what the criterion calls them; "2.mask" is the term "mask" of prediction 2.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from itertools import chain
 from pathlib import Path
 
 from m2f_lab.training.run import parse_row
 
-TERMS = ("class", "mask", "dice")
 _FIGURES = ("iteration", "loss", "learning_rate", "images_per_second", "seconds", "memory_gib")
 
 
 class History:
-    """Rows of a run that may be long: once there are too many, neighbours are averaged.
+    """Rows of a run of any length: once there are too many, neighbours are averaged.
 
     Attributes:
         steps: rows of kind "step", oldest first, fewer than `limit`; their means where steps were averaged.
@@ -48,22 +48,23 @@ class History:
 
 
 def curve_values(row: dict) -> dict[str, float]:
-    """What curves show of a row of kind "step": its figures, and every term of every prediction."""
-    return {name: value for name, value in row.items() if name in _FIGURES or name.partition(".")[2] in TERMS}
+    """Values of a row of kind "step" that curves show: its figures, and every term of every prediction."""
+    return {name: value for name, value in row.items() if name in _FIGURES or name.partition(".")[0].isdigit()}
 
 
 def _mean_row(rows: list[dict]) -> dict:
-    """Averages, but the place in the run of the last one, and the peak that memory reached."""
-    mean = {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[-1]}
+    """Averages over the rows that have a value, but the last iteration, time and peak memory."""
+    values = {name: [row[name] for row in rows if name in row] for name in dict.fromkeys(chain(*rows))}
+    mean = {name: math.fsum(found) / len(found) for name, found in values.items()}
     return mean | {name: rows[-1][name] for name in ("iteration", "seconds", "memory_gib") if name in rows[-1]}
 
 
 class RowFile:
-    """A `metrics.jsonl` that may still be written: every call of `new_rows` gives what came since the last one.
+    """A `metrics.jsonl` that may still be written: every call of `new_rows` gives the rows since the last one.
 
     Attributes:
-        starts: how often reading began at the top; more than once where the file was replaced, as a run that
-            continues from a checkpoint does with the rows after it.
+        starts: number of times that reading began at the top; more than one where the file was replaced, as by a run
+            that continues from a checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,7 +103,7 @@ def time_left(rows: list[dict], max_iterations: int) -> float | None:
     return (max_iterations - recent[-1]["iteration"]) * seconds / steps if steps > 0 else None
 
 
-def say_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """7384 → "2 h 03 min"; 95 → "1 min 35 s"; 8 → "8 s" """
     seconds = round(seconds)
     if seconds < 60:

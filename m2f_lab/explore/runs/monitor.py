@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from m2f_lab.explore.parts.pages import save_page
-from m2f_lab.explore.runs.history import History, RowFile, say_duration, time_left
-from m2f_lab.explore.runs.snapshots import Snapshots, few_of
+from m2f_lab.explore.runs.history import History, RowFile, format_duration, time_left
+from m2f_lab.explore.runs.snapshots import Snapshots, evenly_spaced
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.training import Run
 from m2f_lab.training.run import METRIC
@@ -26,7 +26,7 @@ STRIP = 7
 
 
 class LiveMonitor:
-    """A callback of `train` that shows how it goes.
+    """A callback of `train` that shows its progress.
 
         train(recipe, data_root, out, callbacks=[LiveMonitor(images=["street.png"])])
 
@@ -51,7 +51,7 @@ class LiveMonitor:
         line_interval: float = 10.0,
     ) -> None:
         """Args:
-        images: what to predict after every evaluation; paths, PIL images or uint8 [H, W, 3]. The model sees them at
+        images: predicted after every evaluation; paths, PIL images or uint8 [H, W, 3]. The model sees them at
             the size that it is evaluated at.
         interval: least seconds between two pictures; more where drawing would take over a tenth of the time.
         line_interval: least seconds between two printed lines, outside a notebook.
@@ -189,7 +189,7 @@ class LiveMonitor:
         parts += [f"{METRIC} {evaluation[METRIC]:.1f} %" for evaluation in last if evaluation[METRIC] is not None]
         parts += [f"{row['images_per_second']:.1f} images/s", f"{row['memory_gib']:.1f} GiB of memory"]
         if row["iteration"] < self._max_iterations and left is not None:
-            parts.append(f"{say_duration(left)} left")
+            parts.append(f"{format_duration(left)} left")
         return " · ".join(parts)
 
     def figure(self) -> Figure:
@@ -199,7 +199,7 @@ class LiveMonitor:
         shots = self.snapshots
         if shots is None:
             return plots.training_progress([], title=self.status())
-        maps = {iteration: shots.label_maps[iteration] for iteration in few_of(sorted(shots.label_maps), STRIP)}
+        maps = {iteration: shots.label_maps[iteration] for iteration in evenly_spaced(sorted(shots.label_maps), STRIP)}
         return plots.training_progress(
             self.history.steps, self.history.evaluations, self.status(), shots.images, maps, shots.classes
         )
@@ -218,7 +218,7 @@ class LiveMonitor:
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this; IPython is not imported to find out."""
+    """True in a Jupyter kernel; IPython is not imported to find out."""
     ipython = sys.modules.get("IPython")
     return hasattr(ipython and ipython.get_ipython(), "kernel")
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class Snapshots:
         self.load()
 
     def load(self) -> None:
-        """Read what came since. An iteration counts once the maps of all images are there."""
+        """Read the files that are new. An iteration counts once the maps of all images are there."""
         self.images = [_read(file) for file in _in_order(self.folder.glob("*/image.png"))]
         if (self.folder / "classes.json").is_file():
             words = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
@@ -74,22 +75,22 @@ class Snapshots:
         self.label_maps, self.images = {}, small
         for i, image in enumerate(small):
             (self.folder / str(i)).mkdir(parents=True)
-            _write(Image.fromarray(image), self.folder / str(i) / "image.png")
+            _write(self.folder / str(i) / "image.png", partial(Image.fromarray(image).save, format="png"))
 
     def add(self, iteration: int, model: Mask2Former, images: Sequence[np.ndarray], sizes: EvaluationConfig) -> None:
         """Predict the label maps of all images and store them.
 
         Args:
             iteration: of the run.
-            model: as it is then, with `classes`.
+            model: at that iteration, with `classes`.
             images: those that `begin` was given.
             sizes: how large the model sees them, as in evaluation.
         """
         edges = {"shortest_edge": sizes.shortest_edge, "longest_edge": sizes.longest_edge}
         predictions = [predict(model, image, **edges) for image in images]
         self.classes = classes = model.classes
-        words = {"names": classes.names, "colors": classes.colors}
-        _write_text(json.dumps(words, ensure_ascii=False) + "\n", self.folder / "classes.json")
+        words = json.dumps({"names": classes.names, "colors": classes.colors}, ensure_ascii=False) + "\n"
+        _write(self.folder / "classes.json", partial(Path.write_text, data=words, encoding="utf-8"))
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(classes)] = classes.colors
         self.label_maps[iteration] = []
@@ -99,7 +100,7 @@ class Snapshots:
             self.label_maps[iteration].append(labels)
             picture = Image.fromarray(labels, mode="P")
             picture.putpalette(palette.tobytes())
-            _write(picture, self._file(i, iteration))
+            _write(self._file(i, iteration), partial(picture.save, format="png"))
 
     @property
     def _numbers(self) -> range:
@@ -109,8 +110,8 @@ class Snapshots:
         return self.folder / str(image) / f"{iteration:06}.png"
 
 
-def few_of(items: Sequence, most: int) -> list:
-    """At most so many of them, the first and the last always, evenly spread."""
+def evenly_spaced(items: Sequence, most: int) -> list:
+    """Choose at most `most` items at even distances, among them the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(i)] for i in np.linspace(0, len(items) - 1, most)]
@@ -125,13 +126,8 @@ def _read(file: Path) -> np.ndarray:
         return np.array(picture)
 
 
-def _write(picture: Image.Image, file: Path) -> None:
-    """So that nobody who watches the run finds half a file."""
-    picture.save(file.with_suffix(".tmp"), "png")
-    os.replace(file.with_suffix(".tmp"), file)
-
-
-def _write_text(text: str, file: Path) -> None:
-    """Likewise."""
-    file.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    os.replace(file.with_suffix(".tmp"), file)
+def _write(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file in one step: other processes that watch the run never read half of it."""
+    new = file.with_suffix(".tmp")
+    write(new)
+    os.replace(new, file)
