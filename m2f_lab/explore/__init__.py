@@ -1,4 +1,4 @@
-"""Tools that show what the model decides, each in a file of its own.
+"""Tools that show the decisions of a model, each in a folder of its own.
 
 Everything here needs Jupyter or matplotlib, so nothing is imported before it is used.
 """
@@ -14,15 +14,15 @@ _HOME = {
     "ForceClass": "counterfactuals.edits",
     "LiveMonitor": "runs.monitor",
     "MaskView": "parts.mask_view",
-    "MatchingInspector": "matching.explorer",
+    "MatchingExplorer": "matching.explorer",
     "MatchingTrace": "matching.trace",
     "Mute": "counterfactuals.edits",
     "PaintAttention": "counterfactuals.edits",
-    "PixelLedger": "pixels.explorer",
+    "PixelExplorer": "pixels.explorer",
     "QueryExplorer": "queries.explorer",
     "QueryTrace": "queries.trace",
     "Replay": "counterfactuals.replay",
-    "SamplingViewer": "sampling.explorer",
+    "SamplingExplorer": "sampling.explorer",
     "TrapLab": "traps.lab",
     "Unmask": "counterfactuals.edits",
     "biographies_of": "biographies.collect",
@@ -34,10 +34,17 @@ _HOME = {
     "trace_sampling": "sampling.trace",
 }
 
-__all__ = list(_HOME)
+_FORMER = {  # names of an earlier release
+    "MatchingInspector": "MatchingExplorer",
+    "PixelLedger": "PixelExplorer",
+    "SamplingViewer": "SamplingExplorer",
+}
+
+__all__ = [*_HOME, *_FORMER]
 
 
 def __getattr__(name: str):
+    name = _FORMER.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,7 +1,6 @@
-"""What a person may change about an image's way through the transformer decoder, and the history of such changes.
+"""Changes of an image's way through the transformer decoder, and the history of such changes.
 
-Layers are numbered as everywhere in the explorers: layer n makes prediction n, prediction 0 is that of the learned
-queries. (The code counts from zero: layer n is decoder.layer.n-1.) Queries and classes are numbered from zero.
+Layer n of 1…N makes prediction n; prediction 0 is that of the learned queries. Queries and classes are numbered from 0.
 
 h/w height/width of the grid of cells that a layer looks at.
 """
@@ -44,7 +43,7 @@ class Mute:
 
 @dataclass(frozen=True)
 class ForceClass:
-    """Give a query's mask to one class for certain, whatever the query says.
+    """Give a query's mask to one class for certain, whatever the query predicts.
 
     Only results change, no layer runs again: the decoder is never told the classes that its queries predict.
 
@@ -69,7 +68,7 @@ class ForceClass:
 
 @dataclass(frozen=True, eq=False)
 class PaintAttention:
-    """Say cell by cell what a layer hides from a query, in place of the mask that the query predicted.
+    """Set cell by cell what a layer hides from a query, in place of the mask that the query predicted.
 
     As in the model, a query from which everything is hidden is shown everything: the fallback opens its row.
 
@@ -109,7 +108,7 @@ class Unmask:
 
     Attributes:
         layer: from 1.
-        query: from whom nothing is hidden; None means from all queries.
+        query: from which nothing is hidden; None means from all queries.
     """
 
     layer: int
@@ -130,9 +129,10 @@ Edit = Mute | ForceClass | PaintAttention | Unmask
 def check_edit(
     edit: Edit, num_queries: int, names: Sequence[str], grids: Sequence[tuple[int, int]], strides: Sequence[int]
 ) -> None:
-    """Raises what is wrong with an edit.
+    """Check that an edit fits a model.
 
     Args:
+        edit: of a person.
         num_queries: Q.
         names: of the K classes.
         grids: height and width of the grid that each layer looks at, in cells.
@@ -149,10 +149,8 @@ def check_edit(
         raise ValueError(f"There is no query {query}; they are numbered 0…{num_queries - 1}.")
     layer = edit.first_layer
     if layer is not None and layer not in range(1, len(grids) + 1):
-        way_out = " To leave a query out of the result only, say from_layer=None." if isinstance(edit, Mute) else ""
-        raise ValueError(
-            f"There is no layer {layer}; layers are numbered 1…{len(grids)} (layer n is decoder.layer.n-1).{way_out}"
-        )
+        way_out = " To leave a query out of the result only, use from_layer=None." if isinstance(edit, Mute) else ""
+        raise ValueError(f"There is no layer {layer}; layers are numbered 1…{len(grids)}.{way_out}")
     if isinstance(edit, ForceClass):
         class_number(edit.label, names)
     if isinstance(edit, PaintAttention) and edit.blocked.shape != tuple(grids[layer - 1]):
@@ -230,7 +228,7 @@ class EditHistory:
         return self._go_to(with_edit(self.edits, edit))
 
     def reset(self) -> tuple[Edit, ...]:
-        """Drop all edits, which can be undone, too."""
+        """Drop all edits; this can be undone."""
         return self._go_to(()) if self.edits else self.edits
 
     def undo(self) -> tuple[Edit, ...]:

@@ -1,31 +1,25 @@
-"""CounterfactualExplorer: change one thing about the decoder, and see what becomes of the result.
+"""CounterfactualExplorer: change one thing about an image's way through the model, and see the change of the result.
 
-The kernel runs the decoder again once per click or stroke (`counterfactual.Replay`); layers and queries are scrubbed in
-the browser.
+The kernel runs the decoder again once per click or stroke (`replay.Replay`); layers and queries are scrubbed in the
+browser.
 """
 
 from __future__ import annotations
 
 import html
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import ipywidgets
 import numpy as np
 import torch
 from PIL import Image
 
 from m2f_lab.data import Classes
-from m2f_lab.explore.counterfactuals.controls import HELP, Controls
-from m2f_lab.explore.counterfactuals.edits import (
-    Edit,
-    EditHistory,
-    ForceClass,
-    Mute,
-    PaintAttention,
-    Unmask,
-    with_edit,
-)
+from m2f_lab.explore.counterfactuals.edits import Edit, EditHistory, ForceClass, Mute, PaintAttention, Unmask, with_edit
 from m2f_lab.explore.counterfactuals.replay import Replay
 from m2f_lab.explore.counterfactuals.views import (
     DIFFERENCE,
@@ -38,22 +32,62 @@ from m2f_lab.explore.counterfactuals.views import (
     hidden_stacks,
     named_maps,
 )
-from m2f_lab.explore.parts.labels import class_labels
+from m2f_lab.explore.parts.controls import (
+    Chosen,
+    Control,
+    Moves,
+    button,
+    check_range,
+    choice,
+    controls,
+    layer_slider,
+    menu,
+    opacity_slider,
+    pictures,
+    stepper,
+)
+from m2f_lab.explore.parts.labels import NO_OBJECT, class_labels, query_options
 from m2f_lab.explore.parts.mask_view import MaskView, Stroke
-from m2f_lab.explore.parts.pages import Control, off_page, save_page
-from m2f_lab.explore.parts.tool import Explorer, check_range, pictures
-from m2f_lab.explore.queries.trace import rank_queries, winning_queries
-from m2f_lab.explore.queries.views import query_options
-from m2f_lab.model import Mask2Former
+from m2f_lab.explore.parts.pages import off_page
+from m2f_lab.explore.parts.reading import Model, rank_queries, to_numpy, winning_queries
+from m2f_lab.explore.parts.tool import Columns, ImageTool
 
 if TYPE_CHECKING:
     from m2f_lab.explore.counterfactuals.label_change import LabelChange
     from m2f_lab.explore.plots import Figure
+    from m2f_lab.model import Mask2Former
     from m2f_lab.structures import Output
 
+HELP = {
+    "layer": "Decoder layers refine the queries one after the other. Edits of attention masks are made at this layer, "
+    "and muting starts with it.",
+    "query": "Each query proposes one mask and one class; here as the model has them without edits, the surest first.",
+    "mute": "Take the query out of the decoder from this layer on: the other queries no longer see it, and it gives "
+    "nothing to the result. On the keyboard: m.",
+    "leave-out": "Let the query take part in the decoder to the end, and leave it out of the result only.",
+    "force-class": "Give the query's mask to this class for certain. Only the result changes: the decoder is never told the "
+    "classes that its queries predict.",
+    "unmask": "Let the query look at the whole image in this layer, instead of only inside the mask it predicted.",
+    "unmask-all": "Let all queries look at the whole image in this layer.",
+    "brush": "What the pointer does on the attention mask: choose the query that won a pixel, hide cells from the "
+    "query, or show them to it.",
+    "radius": "Of the brush, in cells of the grid that the layer looks at.",
+    "undo": "Take the last edit back. On the keyboard: u or ctrl-z.",
+    "redo": "Make the edit again that was taken back. On the keyboard: y or shift-ctrl-z.",
+    "reset": "Drop all edits.",
+    "hidden": "Masked attention: a layer lets a query see the image only inside the mask it predicted just before. "
+    "What lies in grey fog is hidden from it. Choose hide or show above, then paint.",
+    "result": "The class of every pixel, without edits (before) and with them (now). Click to choose the query that "
+    "contributes most there.",
+    "difference": "The pixels whose class changed, in the colour of their new class.",
+}
 
-class CounterfactualExplorer(Explorer):
-    """Ask what the model would have said, had one thing been different.
+BRUSHES = (("choose", 0), ("hide", 1), ("show", -1))
+ICONS = {"undo": "undo", "redo": "repeat"}
+
+
+class CounterfactualExplorer(ImageTool):
+    """Ask for the model's result, had one thing been different.
 
         tool = CounterfactualExplorer(model, "street.png")
         tool.apply(Mute(3, from_layer=2))
@@ -66,12 +100,21 @@ class CounterfactualExplorer(Explorer):
     Attributes:
         replay: runs the decoder again; works without the widget, too. None once closed.
         output: of the last run; None once closed.
-        change: what the edits did to the label map; None once closed.
-        seconds: how long the last edit took to compute.
+        change: of the label map by the edits; None once closed.
+        seconds: time that the last edit took.
         order: query numbers as they are sorted, the surest without edits first. [Q]
-        controls: everything below which something can be chosen or clicked.
+        buttons: by name: mute, leave-out, force-class, unmask, unmask-all, undo, redo, reset.
         views: the pictures: "hidden", "result", "difference".
     """
+
+    WIDTH = 310
+    TITLE = "What would the model have said?"
+
+    layer = Chosen("layer_slider", "The layer whose attention mask is shown, from 1.", first=1)
+
+    replay: Replay | None = None
+    output: Output | None = None
+    change: LabelChange | None = None
 
     def __init__(
         self,
@@ -82,48 +125,108 @@ class CounterfactualExplorer(Explorer):
         classes: Classes | None = None,
         shortest_edge: int | None = None,
         longest_edge: int | None = None,
-        width: int = 310,
+        width: int | None = None,
     ) -> None:
-        """Args:
-        model: a Mask2Former. It must not be trained on while the explorer is in use.
-        image: a path, a PIL image or RGB uint8 [H, W, 3].
-        truth: the true label map, to tell whether a change is for the better; 255 for pixels that do not count. [H, W]
-        classes: names and colours; by default the model's own.
-        shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized.
-        longest_edge: but to no more than this, in pixels.
-        width: of each picture, in CSS pixels.
+        """Run the model once and keep it for edits.
+
+        Args:
+            model: a Mask2Former. It must not be trained on while the explorer is in use.
+            image: a path, a PIL image or RGB uint8 [H, W, 3].
+            truth: the true label map, to tell whether a change is for the better; 255 for pixels that do not count.
+                [H, W]
+            classes, shortest_edge, longest_edge, width: as for every tool; see `ImageTool`.
+
+        Raises:
+            TypeError: the model's decoder does not run layer by layer.
         """
-        replay = Replay(model, image, classes=classes, shortest_edge=shortest_edge, longest_edge=longest_edge)
-        self.replay: Replay | None = replay
         self._truth, self._history = truth, EditHistory()
-        self._run(())
-        self.order = rank_queries(self._probabilities(replay.output))
-        views = self._make_views(width)
-        labels = class_labels(replay.classes, replay.num_classes)
-        options = query_options(self._probabilities(replay.output), self.order, labels)
-        self.controls = shown = Controls(replay.num_layers, options, replay.classes.names)
-        shown.edits.layout.max_width = f"{width}px"
-        height, breadth = replay.image.shape[:2]
         super().__init__(
+            model, image, classes=classes, shortest_edge=shortest_edge, longest_edge=longest_edge, width=width
+        )
+
+    def _read(self, models: dict[str, Model], edges: dict[str, int | None]) -> None:
+        (model,) = models.values()
+        self.replay = Replay(model, self.image, classes=self.classes, **edges)
+        self.classes = self.replay.classes
+        self._run(())
+        self._probabilities = to_numpy(self.replay.output.class_logits[-1][0].float().softmax(-1))
+        self.order = rank_queries(self._probabilities)
+
+    def _build(self) -> None:
+        replay, views = self.replay, self._make_views()
+        labels = class_labels(self.classes, replay.num_classes)
+        self.layer_slider = layer_slider("layer", replay.num_layers, HELP["layer"])
+        steps = stepper("query", query_options(self._probabilities, self.order, labels), HELP["query"])
+        self.query_slider, self.query_menu = steps
+        self.opacity_slider = opacity_slider(0.7)
+        classes = [(name, number) for number, name in enumerate([*self.classes.names, NO_OBJECT])]
+        self.class_menu = menu("class-menu", "class", classes, HELP["force-class"])
+        self.brush = choice("brush", BRUSHES, 0, HELP["brush"])
+        self.radius_slider = ipywidgets.FloatSlider(
+            1.0, min=0.5, max=8, step=0.5, description="radius", readout_format=".1f", tooltip=HELP["radius"]
+        ).add_class("m2f-radius-slider")
+        self.state = choice("state", STATES[:DIFFERENCE], NOW, HELP["result"])
+        self.status, self.edit_list = (ipywidgets.HTML().add_class(f"m2f-{name}") for name in ("status", "edits"))
+        self.edit_list.layout.max_width = f"{self.width}px"
+        actions = self._actions()
+        self.buttons = {
+            name: button(name, label, HELP[name], layout={"width": "max-content"}, icon=ICONS.get(name, ""))
+            for name, (label, _) in actions.items()
+        }
+        press = self.buttons
+        self._assemble(
             [
-                *shown.rows(),
-                pictures([views["hidden"], shown.edits], views["result"], views["difference"]),
+                controls(self.layer_slider, steps, self.opacity_slider),
+                controls(press["mute"], press["leave-out"], self.class_menu, press["force-class"]),
+                controls(
+                    _label("pointer", HELP["brush"]), self.brush, self.radius_slider, press["unmask"], press["unmask-all"]
+                ),
+                controls(
+                    press["undo"], press["redo"], press["reset"], _label("result", HELP["result"]), self.state,
+                    self.status,
+                ),
+                pictures([views["hidden"], self.edit_list], views["result"], views["difference"]),
             ],
             views,
             name="counterfactuals",
-            summary=f"CounterfactualExplorer({replay.num_queries} queries, {replay.num_layers} layers, "
-            f"{breadth} × {height} pixels)",
-            links=[
-                ((shown.query, "value"), (shown.query_menu, "index")),
-                *(((shown.query, "value"), (views[name], "index")) for name in ("hidden", "difference")),
-                *(((shown.layer, "index"), (view, "stack")) for view in views.values()),
-                ((shown.state, "index"), (views["result"], "index")),
-                ((shown.radius, "value"), (views["hidden"], "brush_radius")),
-                *(((shown.opacity, "value"), (view, "opacity")) for view in views.values()),
+            counts=f"{replay.num_queries} queries, {replay.num_layers} layers",
+            moves=[
+                Moves("stack", self.layer_slider, page=False),
+                Moves("index", steps, ("hidden", "difference"), page=False),
+                Moves("index", self.state, ("result",), page=False),
+                Moves("brush_radius", self.radius_slider, ("hidden",), page=False),
+                Moves("opacity", self.opacity_slider),
             ],
-        )
-        self._connect()
+        )  # fmt: skip
+        for name, (_, act) in actions.items():
+            self.buttons[name].on_click(lambda _, act=act: act())
+        self.brush.observe(lambda change: setattr(self.views["hidden"], "brush", change["new"]), "value")
+        views["hidden"].on_stroke(self._on_stroke)
+        keys = {
+            "m": self.buttons["mute"].click, "u": self.undo, "ctrl-z": self.undo, "y": self.redo, "ctrl-y": self.redo,
+            "shift-ctrl-z": self.redo,
+        }  # fmt: skip
+        for view in views.values():
+            view.observe(self._on_click, "clicked")
+            view.on_keys(keys)
         self._show()
+
+    def _actions(self) -> dict[str, tuple[str, Callable[[], None]]]:
+        """Buttons: their text, and what each does."""
+
+        def edit(make: Callable[[], Edit]) -> Callable[[], None]:
+            return lambda: self._try(make())
+
+        return {
+            "mute": ("mute from this layer on", edit(lambda: Mute(self.query, self.layer))),
+            "leave-out": ("leave out of the result", edit(lambda: Mute(self.query, from_layer=None))),
+            "force-class": ("force this class", edit(lambda: ForceClass(self.query, self.class_menu.value))),
+            "unmask": ("masking off for the query", edit(lambda: Unmask(self.layer, self.query))),
+            "unmask-all": ("masking off for all", edit(lambda: Unmask(self.layer))),
+            "undo": ("undo", self.undo),
+            "redo": ("redo", self.redo),
+            "reset": ("reset", self.reset),
+        }
 
     # ---------------------------------------------------------------------------------------------------------- edits
 
@@ -167,24 +270,14 @@ class CounterfactualExplorer(Explorer):
     # ---------------------------------------------------------------------------------------------- what is chosen
 
     @property
-    def layer(self) -> int:
-        """The layer whose attention mask is shown, from 1."""
-        return self.controls.layer.index + 1
-
-    @layer.setter
-    def layer(self, layer: int) -> None:
-        self.replay.grid(layer)  # refuses what is no layer
-        self.controls.layer.index = layer - 1
-
-    @property
     def query(self) -> int:
         """The number of the query that is chosen."""
-        return int(self.order[self.controls.query.value])
+        return int(self.order[self.query_slider.value])
 
     @query.setter
     def query(self, query: int) -> None:
         check_range("query", query, len(self.order))
-        self.controls.query.value = int(np.flatnonzero(self.order == query)[0])
+        self.query_slider.value = int(np.flatnonzero(self.order == query)[0])
 
     def winner(self, x: int, y: int) -> int:
         """The query that contributes most to the class that a pixel has now.
@@ -204,33 +297,10 @@ class CounterfactualExplorer(Explorer):
 
     # ---------------------------------------------------------------------------------------------------- the widget
 
-    def _connect(self) -> None:
-        """What the kernel does when a control is used; the rest is linked in the browser."""
-        controls = self.controls
-        for clicked, edit in (
-            (controls.mute, lambda: Mute(self.query, self.layer)),
-            (controls.leave_out, lambda: Mute(self.query, from_layer=None)),
-            (controls.force_class, lambda: ForceClass(self.query, controls.class_menu.value)),
-            (controls.unmask, lambda: Unmask(self.layer, self.query)),
-            (controls.unmask_all, lambda: Unmask(self.layer)),
-        ):
-            clicked.on_click(lambda _, edit=edit: self._try(edit()))
-        for clicked, move in ((controls.undo, self.undo), (controls.redo, self.redo), (controls.reset, self.reset)):
-            clicked.on_click(lambda _, move=move: move())
-        controls.brush.observe(lambda change: setattr(self.views["hidden"], "brush", change["new"]), "value")
-        self.views["hidden"].on_stroke(self._on_stroke)
-        keys = {
-            "m": controls.mute.click, "u": self.undo, "ctrl-z": self.undo, "y": self.redo, "ctrl-y": self.redo,
-            "shift-ctrl-z": self.redo,
-        }  # fmt: skip
-        for view in self.views.values():
-            view.observe(self._on_click, "clicked")
-            view.on_keys(keys)
-
-    def _make_views(self, width: int) -> dict[str, MaskView]:
-        replay, maps = self.replay, named_maps(self.change, self.replay.classes)
+    def _make_views(self) -> dict[str, MaskView]:
+        replay, maps = self.replay, named_maps(self.change, self.classes)
         common = {
-            "width": width, "group": f"counterfactuals-{id(self)}", "num_stacks": replay.num_layers,
+            "width": self.width, "group": f"counterfactuals-{id(self)}", "num_stacks": replay.num_layers,
             "stack": replay.num_layers - 1,
         }  # fmt: skip
         return {
@@ -251,8 +321,8 @@ class CounterfactualExplorer(Explorer):
 
     def _show(self) -> None:
         """Bring pictures and words up to the last run."""
-        maps = named_maps(self.change, self.replay.classes)
-        caption = change_caption(self.change, self.replay.classes)
+        maps = named_maps(self.change, self.classes)
+        caption = change_caption(self.change, self.classes)
         hidden = self.views["hidden"]
         masks = b"".join(stack.tobytes() for stack in hidden_stacks(self.output, self.order))
         with hidden.hold_sync():
@@ -265,18 +335,18 @@ class CounterfactualExplorer(Explorer):
             with view.hold_sync():
                 view.masks, view.table, view.names = shown.tobytes(), maps.table.tobytes(), maps.names
                 view.set_captions([[caption] if name == "difference" else []])
-        self.controls.edits.value = edits_as_html(self.edits, self.replay.classes.names)
-        self.controls.status.value = f"computed in {1000 * self.seconds:.0f} ms"
-        self.controls.undo.disabled = not self._history.can_undo
-        self.controls.redo.disabled = not self._history.can_redo
-        self.controls.reset.disabled = not self.edits
+        self.edit_list.value = edits_as_html(self.edits, self.classes.names)
+        self.status.value = f"computed in {1000 * self.seconds:.0f} ms"
+        self.buttons["undo"].disabled = not self._history.can_undo
+        self.buttons["redo"].disabled = not self._history.can_redo
+        self.buttons["reset"].disabled = not self.edits
 
     def _try(self, edit: Edit) -> None:
         """Make an edit for a person, who is told why where it is refused."""
         try:
             self.apply(edit)
         except ValueError as error:
-            self.controls.status.value = f"<b>{html.escape(str(error))}</b>"
+            self.status.value = f"<b>{html.escape(str(error))}</b>"
 
     def _on_stroke(self, stroke: Stroke) -> None:
         layer, query = stroke.stack + 1, int(self.order[stroke.index])
@@ -288,11 +358,6 @@ class CounterfactualExplorer(Explorer):
         if change["new"]:
             self.query = self.winner(*change["new"])
 
-    @staticmethod
-    def _probabilities(output: Output) -> np.ndarray:
-        """Of the last prediction. [Q, K+1]"""
-        return output.class_logits[-1][0].float().softmax(-1).cpu().numpy()
-
     # --------------------------------------------------------------------------------------------------- to take away
 
     def figure(self) -> Figure:
@@ -300,34 +365,37 @@ class CounterfactualExplorer(Explorer):
         from m2f_lab.explore import plots  # a second to import, and most explorers are never printed
 
         replay, change = self.replay, self.change
-        title = edits_as_text(self.edits, replay.classes.names)
-        return plots.label_change(replay.image, change.before, change.after, replay.classes, title)
+        title = edits_as_text(self.edits, self.classes.names)
+        return plots.label_change(replay.image, change.before, change.after, self.classes, title)
 
-    def save_html(self, path: str | Path, title: str = "What would the model have said?") -> None:
-        """Write one self-contained page that switches between before, now and difference, and tells what is where."""
-        maps = named_maps(self.change, self.replay.classes)
-        caption = change_caption(self.change, self.replay.classes)
+    def _page_controls(self) -> list[Control]:
+        return [Control("index", "result", HELP["result"], options=STATES), *super()._page_controls()]
+
+    @contextmanager
+    def _page_columns(self) -> Iterator[Columns]:
+        """One picture that switches between before, now and difference."""
+        maps = named_maps(self.change, self.classes)
+        caption = change_caption(self.change, self.classes)
         with off_page():
             view = MaskView(
-                self.replay.image, maps.maps, colors=maps.table, names=maps.names, index=NOW, width=720, title="Result",
-                captions=[[caption] * len(maps.maps)], opacity=self.controls.opacity.value, help=HELP["result"],
+                self.image, maps.maps, colors=maps.table, names=maps.names, index=NOW, width=720, title="Result",
+                captions=[[caption] * len(maps.maps)], opacity=self.opacity_slider.value, help=HELP["result"],
             )  # fmt: skip
         try:
-            save_page(
-                path,
-                [view],
-                controls=[
-                    Control("index", "result", HELP["result"], options=STATES),
-                    Control("opacity", "opacity", HELP["opacity"], step=0.05),
-                ],
-                title=title,
-                note=f"Now: {edits_as_text(self.edits, self.replay.classes.names)}. Click the picture, then left and "
-                "right arrows switch.",
-            )
+            yield [view]
         finally:
             view.close()
+
+    def _page_note(self) -> str:
+        now = edits_as_text(self.edits, self.classes.names)
+        return f"Now: {now}. Click the picture, then left and right arrows switch."
 
     def close(self) -> None:
         """Take the explorer off the page and give its memory back."""
         self.replay = self.output = self.change = None
         super().close()
+
+
+def _label(text: str, tooltip: str) -> ipywidgets.Label:
+    """Before a choice; its own description would stand above it."""
+    return ipywidgets.Label(text, tooltip=tooltip)

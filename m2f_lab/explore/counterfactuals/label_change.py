@@ -1,4 +1,4 @@
-"""Two label maps of one image compared: which pixels changed, from which class to which, and was it for the better?
+"""Comparison of two label maps of one image: pixels that changed, from which class to which, and the change of IoU.
 
 K classes, H/W height/width.
 """
@@ -14,7 +14,7 @@ from m2f_lab.evaluation import SemanticEvaluator
 
 @dataclass(frozen=True)
 class LabelChange:
-    """What became of each class.
+    """Pixels that each class gained and lost.
 
     Attributes:
         before, after: label maps. integers [H, W]
@@ -55,7 +55,7 @@ class LabelChange:
         return self.moved.sum(axis=0)
 
     def flows(self) -> list[tuple[int, int, int]]:
-        """Which class took pixels from which: class before, class after, pixels; the largest first."""
+        """Pixels that one class took from another: class before, class after, pixels; the largest first."""
         pairs = np.argwhere(self.moved * ~np.eye(len(self.moved), dtype=bool)).tolist()
         return sorted(((old, new, int(self.moved[old, new])) for old, new in pairs), key=lambda flow: -flow[2])
 
@@ -74,7 +74,7 @@ def compare_label_maps(
         truth: the true label map; 255 for pixels that do not count. [H, W]
 
     Raises:
-        ValueError: the maps or the truth differ in size, or hold what is no class.
+        ValueError: the maps or the truth differ in size, or hold a number that is no class.
     """
     if before.shape != after.shape or before.ndim != 2:
         raise ValueError(f"Two label maps [H, W] of one size are compared, got {before.shape} and {after.shape}.")

@@ -1,11 +1,12 @@
-"""What would the model have said, had one thing been different? The decoder is run again from where it was changed.
+"""Replay: run the decoder again on one image, with one thing changed.
 
     replay = Replay(model, "street.png")
     output = replay.run([Mute(3), PaintAttention(layer=2, query=5, blocked=blocked)])
     print(replay.change(output).flows()[:3])
 
-Everything before the first changed layer is reused, so that a change near the end costs least. Nothing here needs a
-widget; `CounterfactualExplorer` is one around it.
+The layers are the model's own: `start` and `step` of its decoder, variants included. Everything before the first changed
+layer is reused, so that a change near the end costs least. No widget is needed; `CounterfactualExplorer` is one around
+it.
 
 Q queries, K classes, N decoder layers, C channels, S cells of a level, H/W height/width of the image.
 """
@@ -13,10 +14,9 @@ Q queries, K classes, N decoder layers, C channels, S cells of a level, H/W heig
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,44 +35,25 @@ from m2f_lab.explore.counterfactuals.edits import (
 )
 from m2f_lab.explore.counterfactuals.label_change import LabelChange, compare_label_maps
 from m2f_lab.explore.parts.labels import known_classes
-from m2f_lab.explore.queries.trace import check_numbers
+from m2f_lab.explore.parts.reading import check_numbers, coverage_of, hidden_cells
 from m2f_lab.inference import postprocess
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import evaluating, seen_by
 from m2f_lab.model import Mask2Former
-from m2f_lab.model.pixel_decoder import NUM_LEVELS
-from m2f_lab.model.transformer_decoder import attention_blocked
-from m2f_lab.structures import MaskLogits, Output
-
-
-class Step(NamedTuple):
-    """The state after one layer.
-
-    Attributes:
-        queries: [1, Q, C]
-        class_logits: [1, Q, K+1]
-        embeddings: of the masks. [1, Q, mask_dim]
-        blocked: what the layer hid from each query; None before the first layer. bool [1, Q, S]
-        opened: whether the fallback opened the row. bool [1, Q]
-    """
-
-    queries: Tensor
-    class_logits: Tensor
-    embeddings: Tensor
-    blocked: Tensor | None = None
-    opened: Tensor | None = None
+from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder
+from m2f_lab.structures import DecoderState, Output
 
 
 class Replay:
     """One image's way through a model, kept so that the decoder can be run again with edits.
 
     Runs are made in evaluation mode, without gradients, on the model's device. The model must not be trained on
-    meanwhile: what was kept would no longer be its own.
+    meanwhile: the kept states would no longer be its own.
 
     Attributes:
         image: uint8 [H, W, 3]
         classes: names and colours, made up where the model has none.
-        output: what the model says without any edit, its attention weights left out.
+        output: the model's output without any edit and without attention weights.
     """
 
     def __init__(
@@ -84,37 +65,39 @@ class Replay:
         shortest_edge: int | None = None,
         longest_edge: int | None = None,
     ) -> None:
-        """Args:
-        model: a Mask2Former; its parts are run one by one.
-        image: a path, a PIL image or RGB uint8 [H, W, 3].
-        classes: names and colours; by default the model's own.
-        shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized.
-        longest_edge: but to no more than this, in pixels.
+        """Run the model once.
+
+        Args:
+            model: a Mask2Former whose decoder is a TransformerDecoder or a variant of it.
+            image: a path, a PIL image or RGB uint8 [H, W, 3].
+            classes: names and colours; by default the model's own.
+            shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized.
+            longest_edge: but to no more than this, in pixels.
+
+        Raises:
+            TypeError: the model has no decoder that runs layer by layer.
         """
-        if not isinstance(model, Mask2Former):
+        if not isinstance(model, Mask2Former) or not isinstance(model.transformer_decoder, TransformerDecoder):
             raise TypeError(
-                f"Replay runs the parts of a Mask2Former one by one, which a {type(model).__name__} does not have; "
-                "build one with m2f_lab.build_model and load the weights into it."
+                "Counterfactuals run the TransformerDecoder of a Mask2Former layer by layer, which a "
+                f"{type(model).__name__} does not have; pass one of m2f_lab.build_model, or a variant of its decoder."
             )
         self.image = as_rgb(image)
         images = seen_by(model, self.image, shortest_edge, longest_edge)
-        self.classes = known_classes(model.classes if classes is None else classes, model.config.num_classes)
-        self._decoder = decoder = model.transformer_decoder
+        self._model, self._decoder = model, model.transformer_decoder
         with evaluating(model), torch.inference_mode():
             padded = model.preprocess(images)
-            self._mask_features, levels = model.pixel_decoder(model.backbone(padded))
-            self._memory = decoder.remember(levels, self._mask_features)
-            learned = decoder.query_features.expand(1, -1, -1)
-            self._sizes = (images.shape[2], images.shape[3]), (padded.shape[2], padded.shape[3])
-            self._steps = [Step(learned, *decoder.predict(learned))]
-            for layer in range(1, self.num_layers + 1):
-                self._steps.append(self._run_layer(layer, self._steps[-1], ()))
-        self.output = self._output(self._steps)
+            mask_features, levels = model.pixel_decoder(model.backbone(padded))
+            self._memory = self._decoder.prepare(levels, mask_features)
+            self._sizes = images.shape[2:], padded.shape[2:]
+            self._states: list[DecoderState] = self._decoder(self._memory)
+        self.output = self._output(self._states, self._memory)
+        self.classes = known_classes(model.classes if classes is None else classes, self.output.num_classes)
         check_numbers(self.output)
 
     @property
     def num_queries(self) -> int:
-        return self._decoder.query_features.shape[0]
+        return self._states[0].queries.shape[1]
 
     @property
     def num_classes(self) -> int:
@@ -123,75 +106,72 @@ class Replay:
 
     @property
     def num_layers(self) -> int:
-        return len(self._decoder.layers)
+        return len(self._states) - 1
 
     @property
     def coverage(self) -> tuple[float, float]:
         """How often the image fits into the padded image, along x and y."""
-        (height, width), (padded_height, padded_width) = self._sizes
-        return padded_width / width, padded_height / height
+        return coverage_of(self.output)
 
     def grid(self, layer: int) -> tuple[int, int]:
-        """Height and width of the grid that a layer looks at, in cells. It covers the padded image: cells whose place
-        is beyond the share 1 / `coverage` hold padding, which the model looks at like any other."""
-        check_edit(Unmask(layer), self.num_queries, self.classes.names, self._grids, self._strides)
+        """Height and width of the grid that a layer looks at, in cells.
+
+        It covers the padded image: cells beyond the share 1 / `coverage` hold padding, which the model looks at like any
+        other.
+        """
+        self._check(Unmask(layer))
         return self._grids[layer - 1]
 
     @property
     def _grids(self) -> list[tuple[int, int]]:
-        return [self._memory.sizes[layer % NUM_LEVELS] for layer in range(self.num_layers)]
+        return [tuple(self._memory.sizes[state.level]) for state in self._states[1:]]
 
-    @property
-    def _strides(self) -> list[int]:
-        return [self._sizes[1][0] // height for height, _ in self._grids]
+    def _check(self, edit: Edit) -> None:
+        strides = [self._sizes[1][0] // height for height, _ in self._grids]
+        check_edit(edit, self.num_queries, self.classes.names, self._grids, strides)
 
     def run(self, edits: Iterable[Edit] = (), *, attention_weights: bool = True) -> Output:
         """Run the decoder again, from the first layer that an edit changes.
 
         Args:
             edits: in order; where two disagree about the same thing, the later one holds.
-            attention_weights: put them among the intermediates, where `QueryExplorer.from_output` needs them. They
+            attention_weights: keep them in the output's states, where `QueryExplorer.from_output` needs them. They
                 take time and memory, in all layers.
 
         Returns:
-            An Output of all Q queries, with the decoder's intermediates. Without edits it is the model's own, to the
-            last bit. A muted query has certainly no class, a mask of logit 0, and no part in any attention.
+            An Output of all Q queries. Without edits it is the model's own, to the last bit. A muted query has
+            certainly no class, a mask of logit 0, and no part in any attention.
 
         Raises:
             TypeError, ValueError: an edit does not fit (see `check_edit`), or no query would be left.
         """
         edits = tuple(edits)
         for edit in edits:
-            check_edit(edit, self.num_queries, self.classes.names, self._grids, self._strides)
+            self._check(edit)
         if len({edit.query for edit in edits if isinstance(edit, Mute)}) == self.num_queries:
             raise ValueError(f"All {self.num_queries} queries are muted, so nothing predicts anything; leave one.")
         first = min((edit.first_layer for edit in edits if edit.first_layer), default=self.num_layers + 1)
-        weights: list[tuple[Tensor, Tensor]] | None = [] if attention_weights else None
         with evaluating(self._decoder), torch.inference_mode():
-            # Attention weights are never kept, so all layers are run for them; the same numbers come out.
-            start = 1 if attention_weights else first
-            steps = self._steps[:start]
-            for layer in range(start, self.num_layers + 1):
-                steps.append(self._run_layer(layer, steps[-1], edits, weights))
-            for edit in edits:
-                if isinstance(edit, ForceClass):
-                    steps = self._force(steps, edit)
-            for edit in edits:
-                if isinstance(edit, Mute):
-                    steps = self._silence(steps, edit)
-            return self._output(steps, weights)
+            # Attention weights are never kept here, so all layers are run for them; the same numbers come out.
+            first = 1 if attention_weights else first
+            states = self._states[:first]
+            for layer in range(first, self.num_layers + 1):
+                states.append(self._run_layer(layer, states[-1], edits, attention_weights))
+            for edit in sorted(edits, key=lambda edit: isinstance(edit, Mute)):  # a muted query has no class
+                if isinstance(edit, (ForceClass, Mute)):
+                    states = self._overrule(states, edit)
+            return self._output(states, self._memory)
 
     def hidden(self, layer: int, query: int, output: Output | None = None) -> np.ndarray:
-        """What a layer hides from a query, to paint on. bool [h, w]
+        """Cells that a layer hides from a query, to paint on. bool [h, w]
 
         Args:
             layer: from 1.
             query: its number.
             output: of `run`; by default that without edits.
         """
-        check_edit(Unmask(layer, query), self.num_queries, self.classes.names, self._grids, self._strides)
-        blocked = (output or self.output).intermediates[f"decoder.layer.{layer - 1}.attention_blocked"]
-        return blocked[0, query].unflatten(0, self._grids[layer - 1]).cpu().numpy()
+        self._check(Unmask(layer, query))
+        return hidden_cells(output or self.output, layer)[query]
 
     def label_map(self, output: Output) -> np.ndarray:
         """The class of every pixel, at the size of the image. [H, W]"""
@@ -199,7 +179,7 @@ class Replay:
             return postprocess.semantic(output, size=self.image.shape[:2]).label_map
 
     def change(self, output: Output, truth: np.ndarray | None = None) -> LabelChange:
-        """How the class of every pixel differs from what the model says without edits.
+        """Compare the class of every pixel with the model's output without edits.
 
         Args:
             output: of `run`.
@@ -211,102 +191,90 @@ class Replay:
     def _unedited(self) -> np.ndarray:
         return self.label_map(self.output)
 
-    def _run_layer(self, layer: int, before: Step, edits: tuple[Edit, ...], weights: list | None = None) -> Step:
+    def _run_layer(self, layer: int, before: DecoderState, edits: tuple[Edit, ...], keep: bool) -> DecoderState:
         """One layer on the queries that are not muted; the others' rows are empty afterwards."""
-        index, level = layer - 1, (layer - 1) % NUM_LEVELS
-        decoder, memory = self._decoder, self._memory
-        rows = self._present(edits, layer)
-        blocked, opened = attention_blocked(before.embeddings[:, rows], memory.mask_features[level])
-        blocked, opened = self._spread(blocked, rows), self._spread(opened, rows)
-        for edit in edits:
-            _edit_attention(edit, layer, blocked, opened)
-        blocked, opened = self._spread(blocked[:, rows], rows, fill=True), self._spread(opened[:, rows], rows)
-        queries, *attention = decoder.layers[index](
-            before.queries[:, rows],
-            decoder.query_positions[rows],
-            memory.features[level],
-            memory.keys[level],
-            blocked[:, rows],
-            return_weights=weights is not None,
-        )
-        if weights is not None:
-            cross, within = attention
-            weights.append((self._spread(cross, rows, 2), self._spread(self._spread(within, rows, 2), rows, 3)))
-        predicted = (self._spread(values, rows) for values in (queries, *decoder.predict(queries)))
-        return Step(*predicted, blocked, opened)
-
-    def _present(self, edits: tuple[Edit, ...], layer: int) -> slice | Tensor:
-        """The queries that take part in a layer, as an index; all of them stay where they are."""
         muted = {e.query for e in edits if isinstance(e, Mute) and e.from_layer and e.from_layer <= layer}
-        if not muted:
-            return slice(None)
-        kept = [query for query in range(self.num_queries) if query not in muted]
-        return torch.tensor(kept, device=self._mask_features.device)
+        present = [query for query in range(self.num_queries) if query not in muted]
+        edited = [e for e in edits if isinstance(e, (PaintAttention, Unmask)) and e.layer == layer]
+        wanted: Tensor | None = None
 
-    def _spread(self, values: Tensor, rows: slice | Tensor, dim: int = 1, fill: float = 0) -> Tensor:
-        """Put the rows of some queries among those of all, which are filled."""
-        if isinstance(rows, slice):
-            return values
-        shape = [*values.shape[:dim], self.num_queries, *values.shape[dim + 1 :]]
-        return values.new_full(shape, fill).index_copy_(dim, rows, values)
+        def edit_attention(index: int, blocked: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal wanted
+            wanted, opened = _edited(edited, present, blocked, opened)
+            return wanted, opened
 
-    def _force(self, steps: list[Step], edit: ForceClass) -> list[Step]:
-        label = class_number(edit.label, self.classes.names)
-        first = 0 if edit.every_prediction else self.num_layers
-        return [*steps[:first], *(_with_class(step, edit.query, label) for step in steps[first:])]
+        memory = self._memory._replace(keep_attention=keep, edit_attention=edit_attention if edited else None)
+        rows = torch.tensor(present, device=before.queries.device)
+        after = self._decoder.step(before.rows(rows) if muted else before, layer - 1, memory)
+        if edited and (wanted is None or after.blocked is None or not torch.equal(after.blocked, wanted)):
+            raise ValueError(
+                f"Layer {layer} of this {type(self._decoder).__name__} does not hide what memory.edit_attention returns, "
+                "so its attention cannot be edited; mute queries or force classes, or call it in attention_mask."
+            )
+        return _spread(after, rows, self.num_queries) if muted else after
 
-    def _silence(self, steps: list[Step], edit: Mute) -> list[Step]:
-        """Let a query predict nothing, from the prediction of the layer on that it is missing in."""
-        first = edit.from_layer or self.num_layers
-        silent = []
-        for step in steps[first:]:
-            embeddings = step.embeddings.clone()
-            embeddings[:, edit.query] = 0
-            silent.append(_with_class(step._replace(embeddings=embeddings), edit.query, self.num_classes))
-        return [*steps[:first], *silent]
+    def _overrule(self, states: list[DecoderState], edit: ForceClass | Mute) -> list[DecoderState]:
+        """Fix the class of a query in the predictions that an edit speaks of; a muted one has no mask either."""
+        last = self.num_layers
+        if isinstance(edit, ForceClass):
+            first, label = 0 if edit.every_prediction else last, class_number(edit.label, self.classes.names)
+        else:
+            first, label = edit.from_layer or last, self.num_classes
+        changed = []
+        for state in states[first:]:
+            logits = state.class_logits.clone()
+            logits[:, edit.query] = -math.inf
+            logits[:, edit.query, label] = 0  # a softmax is exactly 1 there and 0 elsewhere
+            state = state._replace(class_logits=logits)
+            if isinstance(edit, Mute):
+                embeddings = state.embeddings.clone()
+                embeddings[:, edit.query] = 0
+                state = state._replace(embeddings=embeddings)
+            changed.append(state)
+        return [*states[:first], *changed]
 
-    def _output(self, steps: list[Step], weights: list[tuple[Tensor, Tensor]] | None = None) -> Output:
-        """In the model's own words."""
-        seen = {"decoder.initial_queries": steps[0].queries, "decoder.level_sizes": self._memory.sizes}
-        for i, step in enumerate(steps[1:]):
-            seen |= {
-                f"decoder.layer.{i}.level": i % NUM_LEVELS,
-                f"decoder.layer.{i}.queries": step.queries,
-                f"decoder.layer.{i}.attention_blocked": step.blocked,
-                f"decoder.layer.{i}.attention_opened": step.opened,
-            }
-        for i, (cross, within) in enumerate(weights or ()):
-            seen |= {f"decoder.layer.{i}.cross_attention": cross, f"decoder.layer.{i}.self_attention": within}
-        image_size, padded_size = self._sizes
-        return Output(
-            class_logits=[step.class_logits for step in steps],
-            masks=[MaskLogits(step.embeddings, self._mask_features) for step in steps],
-            image_size=image_size,
-            padded_size=padded_size,
-            intermediates=seen,
-        )
+    def _output(self, states: Sequence[DecoderState], memory: DecoderMemory) -> Output:
+        return self._model.output(states, memory, *self._sizes)
 
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
         return f"Replay({self.num_queries} queries, {self.num_layers} layers, {width} × {height} pixels)"
 
 
-def _edit_attention(edit: Edit, layer: int, blocked: Tensor, opened: Tensor) -> None:
-    """Change in place what a layer hides. bool [1, Q, S], bool [1, Q]"""
-    if isinstance(edit, Unmask) and edit.layer == layer:
-        rows = slice(None) if edit.query is None else edit.query
-        blocked[:, rows] = False
-        opened[:, rows] = False
-    elif isinstance(edit, PaintAttention) and edit.layer == layer:
-        everything = bool(edit.blocked.all())
-        painted = edit.blocked & (not everything)
-        blocked[:, edit.query] = torch.from_numpy(painted).flatten().to(blocked.device)
-        opened[:, edit.query] = everything
+def _edited(
+    edits: Sequence[PaintAttention | Unmask], present: list[int], blocked: Tensor, opened: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Change what a layer hides from the queries that are present. bool [1, Q', S], bool [1, Q']"""
+    blocked, opened = blocked.clone(), opened.clone()
+    for edit in edits:
+        rows = [row for row, query in enumerate(present) if edit.query in (None, query)]
+        painted, everything = torch.zeros(blocked.shape[2], dtype=torch.bool), False
+        if isinstance(edit, PaintAttention):
+            everything = bool(edit.blocked.all())  # the fallback opens such a row
+            painted = torch.from_numpy(edit.blocked & (not everything)).flatten()
+        blocked[:, rows] = painted.to(blocked.device)
+        opened[:, rows] = everything
+    return blocked, opened
 
 
-def _with_class(step: Step, query: int, label: int) -> Step:
-    """A query that is of one class for certain: a softmax of its logits is exactly 1 there and 0 elsewhere."""
-    logits = step.class_logits.clone()
-    logits[:, query] = -math.inf
-    logits[:, query, label] = 0
-    return step._replace(class_logits=logits)
+def _spread(state: DecoderState, rows: Tensor, num_queries: int) -> DecoderState:
+    """Put the rows of some queries among those of all; the others see nothing and are zero elsewhere."""
+
+    def spread(values: Tensor | None, *dims: int, fill: float = 0) -> Tensor | None:
+        for dim in dims if values is not None else ():
+            shape = [*values.shape]
+            shape[dim] = num_queries
+            values = values.new_full(shape, fill).index_copy_(dim, rows, values)
+        return values
+
+    return DecoderState(
+        spread(state.queries, 1),
+        spread(state.class_logits, 1),
+        spread(state.embeddings, 1),
+        spread(state.positions, -2),
+        state.level,
+        spread(state.blocked, 1, fill=True),
+        spread(state.opened, 1),
+        spread(state.cross_attention, 2),
+        spread(state.self_attention, 2, 3),
+    )

@@ -1,4 +1,4 @@
-"""How a counterfactual becomes pictures and words: label maps with names, what changed, and what layers hide.
+"""Pictures and words of a counterfactual: label maps with names, their difference, and the cells that layers hide.
 
 Q queries, K classes, N decoder layers, h/w height/width of a grid.
 """
@@ -15,12 +15,12 @@ from m2f_lab.data import Classes
 from m2f_lab.explore.counterfactuals.edits import Edit, Mute, describe
 from m2f_lab.explore.counterfactuals.label_change import LabelChange
 from m2f_lab.explore.parts.drawing import label_table
+from m2f_lab.explore.parts.labels import OPENED
+from m2f_lab.explore.parts.reading import hidden_cells, nearest, opened_rows
 from m2f_lab.explore.parts.table import Caption, Table
-from m2f_lab.explore.queries.views import OPENED
 from m2f_lab.structures import Output
 
-LONGEST_EDGE = 640
-"""Label maps are sent at most this large, in cells: the nearest pixel of each."""
+LONGEST_EDGE = 640  # label maps are sent at most this large, in cells: the nearest pixel of each
 
 UNCHANGED = ("unchanged", (74, 80, 94, 215))  # fog, in which changes stand out
 OTHER = ("another change", (0, 0, 0, 220))
@@ -44,7 +44,7 @@ class NamedMaps(NamedTuple):
 
 
 def named_maps(change: LabelChange, classes: Classes, longest_edge: int = LONGEST_EDGE) -> NamedMaps:
-    """Both label maps and the difference between them, which tells what became of what.
+    """Both label maps and the difference between them, with a name for every kind of change.
 
     A byte tells 256 values apart. Where there are more kinds of change than fit, the rarest share one value.
     """
@@ -59,22 +59,14 @@ def named_maps(change: LabelChange, classes: Classes, longest_edge: int = LONGES
         else:
             names.append(f"{classes.names[old]} → {classes.names[new]}")
             table[value] = (*classes.colors[new], 235)
-    before, now = (_shrunk(label_map, longest_edge) for label_map in (change.before, change.after))
+    scale = max(1.0, max(change.before.shape) / longest_edge)
+    size = tuple(max(1, round(edge / scale)) for edge in change.before.shape)
+    before, now = (nearest(label_map, size) for label_map in (change.before, change.after))
     return NamedMaps(np.stack([before, now, value_of[before, now]]).astype(np.uint8), names, table)
 
 
-def _shrunk(label_map: np.ndarray, longest_edge: int) -> np.ndarray:
-    """Every so many pixels, the one in the middle."""
-    scale = max(1.0, max(label_map.shape) / longest_edge)
-    rows, columns = (
-        ((np.arange(cells) + 0.5) * edge / cells).astype(int)
-        for edge, cells in zip(label_map.shape, (max(1, round(edge / scale)) for edge in label_map.shape), strict=True)
-    )
-    return label_map[rows[:, None], columns]
-
-
 def change_caption(change: LabelChange, classes: Classes) -> Caption:
-    """How many pixels changed, and what every class gained or lost, the largest change first."""
+    """Number of changed pixels, and the gain or loss of every class, the largest first."""
     total = change.before.size
     before, now = change.pixels_before, change.pixels_after
     present = np.flatnonzero(before + now)
@@ -117,32 +109,25 @@ def _percent(value: float | None) -> str:
 
 
 def hidden_stacks(output: Output, order: np.ndarray) -> list[np.ndarray]:
-    """What every layer hides from every query, in the given order: 255 where it does. N × uint8 [Q, h, w]"""
-    seen, order = output.intermediates, order.tolist()
-    sizes = seen["decoder.level_sizes"]
-    stacks = []
-    for i in range(output.num_predictions - 1):
-        size = sizes[seen[f"decoder.layer.{i}.level"]]
-        blocked = seen[f"decoder.layer.{i}.attention_blocked"][0, order].unflatten(1, size)
-        stacks.append(blocked.byte().mul(255).cpu().numpy())
-    return stacks
+    """Cells that every layer hides from every query, in the given order, as 255. N × uint8 [Q, h, w]"""
+    layers = range(1, output.num_predictions)
+    return [hidden_cells(output, layer)[order] * np.uint8(255) for layer in layers]
 
 
 def hidden_captions(output: Output, order: np.ndarray, edits: Sequence[Edit]) -> list[list[Caption]]:
-    """How much every layer hides, whether the fallback opened it, and whether a person had a hand in it. N × Q"""
+    """Number of cells that every layer hides, and whether the fallback or a person changed that. N × Q"""
     by_hand = {edit.target for edit in edits}
     muted_from = {edit.query: edit.from_layer for edit in edits if isinstance(edit, Mute) and edit.from_layer}
     captions = []
-    for i in range(output.num_predictions - 1):
-        blocked = output.intermediates[f"decoder.layer.{i}.attention_blocked"][0]
-        opened = output.intermediates[f"decoder.layer.{i}.attention_opened"][0].tolist()
-        hidden, cells = blocked.sum(1).tolist(), blocked.shape[1]
+    for layer in range(1, output.num_predictions):
+        blocked, opened = hidden_cells(output, layer), opened_rows(output, layer)
+        hidden, cells = blocked.sum(axis=(1, 2)), blocked[0].size
         row = []
         for query in order.tolist():
-            text = f"Layer {i + 1}, query {query}: {hidden[query]} of {cells} cells hidden"
-            if muted_from.get(query, output.num_predictions) <= i + 1:
-                text = f"Layer {i + 1}, query {query}: muted, it sees nothing"
-            elif {("attention", i + 1, query), ("attention", i + 1, None)} & by_hand:
+            text = f"Layer {layer}, query {query}: {hidden[query]} of {cells} cells hidden"
+            if muted_from.get(query, output.num_predictions) <= layer:
+                text = f"Layer {layer}, query {query}: muted, it sees nothing"
+            elif {("attention", layer, query), ("attention", layer, None)} & by_hand:
                 text += ", by hand"
             row.append(Caption(text, warning=OPENED if opened[query] else ""))
         captions.append(row)
@@ -150,7 +135,7 @@ def hidden_captions(output: Output, order: np.ndarray, edits: Sequence[Edit]) ->
 
 
 def edits_as_text(edits: Sequence[Edit], names: Sequence[str], most: int = 3) -> str:
-    """What was changed, in one line."""
+    """Edits in one line."""
     told = [describe(edit, names) for edit in edits[:most]]
     if len(edits) > most:
         told.append(f"and {len(edits) - most} more")
@@ -158,7 +143,7 @@ def edits_as_text(edits: Sequence[Edit], names: Sequence[str], most: int = 3) ->
 
 
 def edits_as_html(edits: Sequence[Edit], names: Sequence[str]) -> str:
-    """A list of what was changed."""
+    """Edits as a list."""
     if not edits:
-        return "<i>Nothing is changed: this is what the model says.</i>"
+        return "<i>Nothing is changed: this is the model's own result.</i>"
     return "<ol>" + "".join(f"<li>{html.escape(describe(edit, names))}</li>" for edit in edits) + "</ol>"

@@ -1,8 +1,8 @@
-"""Which query the matcher gives each segment, in every prediction, and how nearly it was another one.
+"""The matcher's choice of a query for each segment, in every prediction, with runners-up and margins.
 
-Nothing is computed twice: costs and pairs are those of `m2f_lab.loss.Matcher`. What is added is the runner-up. Were a
-segment denied the query it got, the matcher would find the next best assignment of all segments. The query that the
-segment gets there is its runner-up, and by how much the total cost of the optimum is higher there is its margin.
+Costs and pairs are those of the criterion's own matcher. The runner-up is added: were a segment denied the query it got,
+the matcher would find the next best assignment of all segments. The query that the segment gets there is its runner-up,
+and the rise of the total cost is its margin.
 
 L predictions, Q queries, K classes, T segments, P points, H/W height/width, h/w of a grid over the image.
 """
@@ -16,21 +16,19 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from m2f_lab.explore.queries.trace import grid_size, read_masks
+from m2f_lab.explore.parts.reading import grid_size, nearest, read_masks
 from m2f_lab.loss import Matcher
 from m2f_lab.structures import Output, Target
 
-TERMS = ("class", "mask", "dice")
-NONE = -1
-"""In place of a query, where a segment has none: there are more segments than queries."""
+NONE = -1  # in place of a query, where a segment has none: there are more segments than queries
 
 
 @dataclass(frozen=True)
 class MatchingTrace:
-    """What the matcher saw and chose for one image.
+    """Costs and pairs of one image.
 
     Attributes:
-        terms: "class", "mask" (binary cross-entropy) and "dice" with their weights; their sum is the cost that is
+        terms: the matcher's costs by name, with their weights, such as "class", "mask" and "dice"; their sum is
             minimised. {term: float32 [L, Q, T]}
         chosen: the query of each segment, or NONE. int64 [L, T]
         runner_up: the query it would get were its own denied to it, or NONE. int64 [L, T]
@@ -49,16 +47,16 @@ class MatchingTrace:
 
     @property
     def cost(self) -> np.ndarray:
-        """What the matcher minimises the sum of. float32 [L, Q, T]"""
+        """Cost of every pair. float32 [L, Q, T]"""
         return sum(self.terms.values())
 
     @property
     def num_predictions(self) -> int:
-        return self.terms["class"].shape[0]
+        return len(self.chosen)
 
     @property
     def num_queries(self) -> int:
-        return self.terms["class"].shape[1]
+        return self.cost.shape[1]
 
     @property
     def num_segments(self) -> int:
@@ -86,7 +84,7 @@ def seeded_points(num_points: int, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def trace_matching(output: Output, target: Target, matcher: Matcher, points: Tensor | None = None) -> MatchingTrace:
-    """Gather what the matcher sees and chooses.
+    """Read the matcher's costs and choices.
 
     Args:
         output: of one image.
@@ -142,28 +140,6 @@ def runners_up(cost: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.nda
         margin[segment] = max(_total(cost, queries) - optimum, 0.0)  # equals may differ in the last digit
         moved[segment] = (queries != chosen).sum() - 1
     return runner_up, margin, moved
-
-
-def kept_share(queries: np.ndarray) -> np.ndarray:
-    """Of the segments that had a query, the share that still has the same one in the next row.
-
-    Args:
-        queries: of each segment, or NONE: over the predictions of an image, or one prediction over training. [N, T]
-
-    Returns:
-        NaN where no segment had a query. float64 [N - 1]
-    """
-    before, after = queries[:-1], queries[1:]
-    had = before != NONE
-    return np.where(had.any(axis=1), (had & (before == after)).sum(axis=1) / np.maximum(had.sum(axis=1), 1), np.nan)
-
-
-def nearest(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Read maps at the pixel nearest to the centre of each new one, as training does. [..., H, W] → [..., *size]"""
-    rows, columns = (
-        ((np.arange(edge) + 0.5) * count / edge).astype(int) for edge, count in zip(size, maps.shape[-2:], strict=True)
-    )
-    return maps[..., rows[:, None], columns]
 
 
 def checked_target(target: Target | np.ndarray, image: np.ndarray) -> Target:

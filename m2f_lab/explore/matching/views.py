@@ -1,4 +1,4 @@
-"""How the matcher's decision becomes pictures and words: agreement of masks, the cost matrix, captions and tables.
+"""Pictures and words of the matcher's decision: agreement of masks, the cost matrix, captions and tables.
 
 L predictions, Q queries, T segments, h/w of a grid over the image.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from m2f_lab.explore.matching.trace import NONE, TERMS, MatchedMasks, MatchingTrace, kept_share
+from m2f_lab.explore.matching.trace import NONE, MatchedMasks, MatchingTrace
 from m2f_lab.explore.parts.drawing import heat
-from m2f_lab.explore.parts.labels import percent
+from m2f_lab.explore.parts.labels import percent, when
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.table import Caption, Table, html_table
-
-MATRICES = ("sum", *TERMS)
-"""What the cost matrix shows, by channel."""
+from m2f_lab.explore.parts.reading import kept_share
+from m2f_lab.explore.parts.table import Caption, Table
 
 HELP = {
     "layer": "Decoder layers refine the queries one after the other. 0: the learned queries, before any layer. n: "
@@ -25,17 +23,18 @@ HELP = {
     "the segment: the brighter, the cheaper. The matcher "
     "gives every segment a query of its own so that the costs of all pairs add up to the least (Hungarian method). "
     "Click a cell to lay that query over that segment.",
-    "sum": "What is minimised, or one of its three terms alone.",
-    "class": "Cost of the class: minus the probability that the query gives the segment's class, times its weight.",
-    "mask": "Cost of the mask: binary cross-entropy of its pixels, averaged over random points, times its weight.",
-    "dice": "Cost of the mask: 1 minus twice the overlap by the sum of both areas, times its weight.",
-    "cost": "The sum of the three terms, which the matcher minimises over all segments together.",
+    "sum": "The cost that is minimised, or one of its terms alone.",
+    "cost": "The sum of all terms, which the matcher minimises over all segments together.",
     "margin": "By how much the least total cost of all segments would rise if this segment could not have its query.",
     "runner-up": "The query that the segment would get then.",
     "choice": "The segment and the mask of the query that the matcher gave to it.",
     "rival": "The segment and the mask of another query: the runner-up, or the one whose cell was clicked.",
     "checkpoint": "The same image and the same points, matched with the weights of another moment of training.",
-    "opacity": "How strongly the masks cover the image.",
+}
+TERM_HELP = {
+    "class": "Cost of the class: minus the probability that the query gives the segment's class, times its weight.",
+    "mask": "Cost of the mask: binary cross-entropy of its pixels, averaged over random points, times its weight.",
+    "dice": "Cost of the mask: 1 minus twice the overlap by the sum of both areas, times its weight.",
 }
 
 PARTS = ("both", "only the segment", "only the query")
@@ -45,6 +44,11 @@ CHOICE, RUNNER_UP = ("the choice", "#0072B2"), ("the runner-up", "#CC79A7")
 _OUTSIDE, _CURSOR, _TOP = 254, 255, 253  # values of the matrix picture: no cell, the chosen row, the dearest cell
 _LABEL, _ROW = 150, 22  # width of the names and height of a row, in pixels
 _DOT = 0.02
+
+
+def matrices(trace: MatchingTrace) -> tuple[str, ...]:
+    """Names of the cost matrices, by channel of the picture."""
+    return "sum", *trace.terms
 
 
 def part_table() -> np.ndarray:
@@ -69,7 +73,7 @@ def cost_table() -> np.ndarray:
 
 
 class MatrixLayout:
-    """Where the cells of the cost matrix are in its picture: a row of query numbers, then one row per segment.
+    """Geometry of the picture of the cost matrix: a row of query numbers, then one row per segment.
 
     Attributes:
         cell: width of a cell in pixels.
@@ -117,20 +121,20 @@ class MatrixLayout:
 
 
 def matrix_stacks(trace: MatchingTrace, layout: MatrixLayout) -> tuple[list[np.ndarray], np.ndarray]:
-    """The costs as cells: how much more than its cheapest query each one would cost a segment.
+    """The costs as cells: the rise over the segment's cheapest query.
 
     Returns:
         L × uint8 [T, terms, rows, columns], of which mask t marks row t; and what a value of 255 stands for, float32
         [L, T, terms].
     """
-    tables = np.stack([trace.cost, *(trace.terms[term] for term in TERMS)], axis=1).swapaxes(2, 3)  # (L, 4, T, Q)
+    tables = np.stack([trace.cost, *trace.terms.values()], axis=1).swapaxes(2, 3)  # (L, 4, T, Q)
     above = tables - tables.min(axis=3, keepdims=True)
     span = above.max(axis=(2, 3))  # (L, 4)
     cells = np.rint(above * (_TOP / np.maximum(span, 1e-12))[:, :, None, None]).astype(np.uint8)
     num_segments = trace.num_segments
     stacks = []
     for layer in cells:
-        stack = np.full((num_segments, len(MATRICES), *layout.shape), _OUTSIDE, np.uint8)
+        stack = np.full((num_segments, tables.shape[1], *layout.shape), _OUTSIDE, np.uint8)
         stack[:, :, 1:, layout.margin :] = layer
         for segment in range(num_segments):
             stack[segment, :, segment + 1, : layout.margin] = _CURSOR
@@ -146,7 +150,7 @@ def matrix_marks(trace: MatchingTrace, layout: MatrixLayout) -> np.ndarray:
         query = (trace.chosen, trace.runner_up)[kind][prediction, segment]
         dots[place] = (-1, -1, 0) if query == NONE else (*layout.center(segment, query), _DOT)
     flat = dots.reshape(trace.num_predictions, -1, 3)
-    return np.repeat(flat[None, None, :, None], len(MATRICES) - 1, axis=3)
+    return np.repeat(flat[None, None, :, None], len(trace.terms), axis=3)
 
 
 def make_views(
@@ -154,12 +158,12 @@ def make_views(
 ) -> dict[str, MaskView]:
     """Two pictures of a query over its segment, still empty, and the cost matrix below them.
 
-    `stack` is the prediction, `index` the segment, and the matrix's `channel` the term, one of MATRICES.
+    `stack` is the prediction, `index` the segment, and the matrix's `channel` the term, one of `matrices`.
     """
     empty = np.full((trace.num_segments, *masks.segments.shape[1:]), 255, np.uint8)
     last = trace.num_predictions - 1
     common = {"colors": part_table(), "names": PARTS, "width": width, "opacity": 1.0, "stack": last,
-              "num_channels": len(MATRICES), "group": f"matching-{id(trace)}"}  # fmt: skip
+              "num_channels": len(matrices(trace)), "group": f"matching-{id(trace)}"}  # fmt: skip
     canvas = layout.canvas()
     x, y = layout.center(0, 0)
     return {
@@ -201,33 +205,29 @@ def segment_names(trace: MatchingTrace, labels: list[tuple[str, str]]) -> list[s
     return [f"{segment} {labels[label][0]}" for segment, label in enumerate(trace.labels.tolist())]
 
 
-def when(prediction: int) -> str:
-    """Which prediction it is, in words."""
-    return f"After layer {prediction}" if prediction else "Before the first layer"
-
-
 def margin_in_words(trace: MatchingTrace, prediction: int, segment: int) -> str:
-    """Who would get a segment if not the query that did, and at what price."""
+    """The query that would get a segment in place of its own, and the rise of the total cost."""
     query, rival = (int(queries[prediction, segment]) for queries in (trace.chosen, trace.runner_up))
     margin, moved = trace.margin[prediction, segment], int(trace.moved[prediction, segment])
     if query == NONE:
         return f"No query is left for it: there are {trace.num_segments} segments and {trace.num_queries} queries."
     if np.isinf(margin):
-        return f"Query {query} is the only query; nobody else could get it."
+        return f"Query {query} is the only query; no other could get it."
     others = "" if moved == 0 else f", and {moved} other segment{'s' * (moved > 1)} would change queries"
     if rival == NONE:
-        return f"Without query {query} it would go without any{others}; the total cost would rise by {margin:.3f}."
+        return f"Without query {query} it would get none{others}; the total cost would rise by {margin:.3f}."
     return f"Without query {query}, query {rival} would get it{others}; the total cost would rise by {margin:.3f}."
 
 
 def _numbers(trace: MatchingTrace, prediction: int, query: int, segment: int) -> tuple[str, ...]:
-    terms = [trace.terms[term][prediction, query, segment] for term in TERMS]
-    return *(f"{value:.3f}" for value in terms), f"{trace.cost[prediction, query, segment]:.3f}"
+    terms = [*trace.terms.values(), trace.cost]
+    return tuple(f"{costs[prediction, query, segment]:.3f}" for costs in terms)
 
 
 def choice_captions(trace: MatchingTrace, names: list[str]) -> list[list[Caption]]:
-    """Who got a segment, and the cheapest candidates with their terms. L × T"""
-    header = (("query", ""), *((term, HELP[term]) for term in TERMS), ("cost", HELP["cost"]), ("", ""))
+    """The query that got a segment, and the cheapest candidates with their terms. L × T"""
+    terms = ((term, TERM_HELP.get(term, f"Cost “{term}” of the matcher, times its weight.")) for term in trace.terms)
+    header = (("query", ""), *terms, ("cost", HELP["cost"]), ("", ""))
 
     def caption(prediction: int, segment: int) -> Caption:
         query, rival = (queries[prediction, segment] for queries in (trace.chosen, trace.runner_up))
@@ -236,7 +236,7 @@ def choice_captions(trace: MatchingTrace, names: list[str]) -> list[list[Caption
         rows = tuple((f"{q}", *_numbers(trace, prediction, q, segment), words.get(q, "")) for q in order)
         got = f"query {query}" if query != NONE else "no query"
         return Caption(
-            text=f"{when(prediction)}: segment {names[segment]} got {got}.",
+            text=f"{when(prediction).capitalize()}: segment {names[segment]} got {got}.",
             table=Table(header, rows, tuple(i for i, q in enumerate(order) if q == query)),
         )
 
@@ -246,7 +246,7 @@ def choice_captions(trace: MatchingTrace, names: list[str]) -> list[list[Caption
 
 
 def rival_captions(trace: MatchingTrace, other: int | None) -> list[list[Caption]]:
-    """What the margin is, and how the matching of a segment went from prediction to prediction. L × T
+    """The margin of a segment, and its queries from prediction to prediction. L × T
 
     Args:
         trace: of one model.
@@ -261,10 +261,10 @@ def rival_captions(trace: MatchingTrace, other: int | None) -> list[list[Caption
         return tuple(
             (
                 str(prediction),
-                say_query(query),
+                format_query(query),
                 "–" if query == NONE else f"{trace.cost[prediction, query, segment]:.3f}",
-                say_query(trace.runner_up[prediction, segment]),
-                say_margin(trace.margin[prediction, segment]),
+                format_query(trace.runner_up[prediction, segment]),
+                format_margin(trace.margin[prediction, segment]),
             )
             for prediction, query in enumerate(trace.chosen[:, segment])
         )
@@ -281,11 +281,11 @@ def rival_captions(trace: MatchingTrace, other: int | None) -> list[list[Caption
     return [[caption(p, segment) for segment in range(trace.num_segments)] for p in range(trace.num_predictions)]
 
 
-def say_query(query: int) -> str:
+def format_query(query: int) -> str:
     return "–" if query == NONE else str(query)
 
 
-def say_margin(margin: float) -> str:
+def format_margin(margin: float) -> str:
     return "–" if np.isnan(margin) else "∞" if np.isinf(margin) else f"{margin:.3f}"
 
 
@@ -293,16 +293,17 @@ def over_training(traces: dict[str, MatchingTrace], prediction: int, names: list
     """A table: the query of each segment in one prediction, checkpoint by checkpoint; changes are bold. HTML"""
     queries = np.stack([trace.chosen[prediction] for trace in traces.values()])  # (N, T)
     kept = ["", *(percent(share) if share == share else "–" for share in kept_share(queries))]
-    rows = [("checkpoint", *names, "kept their query")]
-    for name, row, share in zip(traces, queries, kept, strict=True):
-        rows.append((name, *map(say_query, row), share))
-    changed = {(int(row) + 1, int(segment) + 1) for row, segment in np.argwhere(queries[1:] != queries[:-1])}
-    title = f"Query of each segment over training, {when(prediction).lower()}"
-    return f"<b>{title}</b>{html_table(rows, bold=changed)}"
+    changed = tuple((row + 1, segment + 1) for row, segment in np.argwhere(queries[1:] != queries[:-1]).tolist())
+    table = Table(
+        header=tuple((name, "") for name in ("checkpoint", *names, "kept their query")),
+        rows=tuple((n, *map(format_query, row), k) for n, row, k in zip(traces, queries, kept, strict=True)),
+        bold=changed,
+    )
+    return f"<b>Query of each segment over training, {when(prediction)}</b>{table._repr_html_()}"
 
 
 def _cut(name: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """As much of a name as fits."""
+    """The beginning of a name that fits."""
     short = name
     while short and draw.textlength(short + ("…" if short != name else ""), font) > width:
         short = short[:-1]

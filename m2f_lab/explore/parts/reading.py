@@ -123,6 +123,21 @@ def nearest(maps: np.ndarray, size: tuple[int, int], coverage: tuple[float, floa
     return maps[..., rows[:, None], columns]
 
 
+def hidden_cells(output: Output, layer: int, index: int = 0) -> np.ndarray:
+    """Cells that a layer, from 1, hides from each query; none where it has no mask. bool [Q, h, w]"""
+    state = output.states[layer]
+    size = tuple(output.level_sizes[state.level])
+    if state.blocked is None:
+        return np.zeros((state.class_logits.shape[1], *size), bool)
+    return to_numpy(state.blocked[index].unflatten(-1, size))
+
+
+def opened_rows(output: Output, layer: int, index: int = 0) -> np.ndarray:
+    """Queries whose row the fallback opened in a layer, from 1. bool [Q]"""
+    state = output.states[layer]
+    return np.zeros(state.class_logits.shape[1], bool) if state.opened is None else to_numpy(state.opened[index])
+
+
 # ------------------------------------------------------------------------------------------------- queries and classes
 
 

@@ -1,63 +1,53 @@
-"""PixelLedger: click a pixel and read where its score comes from, query by query.
+"""PixelExplorer: click a pixel and read where its score comes from, query by query.
 
 Q queries, K classes, H/W height/width.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
-from m2f_lab.data import Classes
+from m2f_lab.explore.parts.controls import Moves, controls, menu, opacity_slider, pictures
 from m2f_lab.explore.parts.drawing import label_table
 from m2f_lab.explore.parts.labels import Labels, class_labels, known_classes
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.pages import Control, save_page
+from m2f_lab.explore.parts.reading import Model, check_numbers, nearest_cells
 from m2f_lab.explore.parts.table import Caption, Table
-from m2f_lab.explore.parts.tool import Explorer, controls, menu, pictures, recalled, share_slider
+from m2f_lab.explore.parts.tool import Columns, ImageTool
 from m2f_lab.explore.pixels.ledger import Ledger, ledger_at, mask_probability_rows
-from m2f_lab.explore.queries.trace import check_numbers
-from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.postprocess import semantic_rows
 from m2f_lab.inference.predict import look
-from m2f_lab.structures import Output
 
 if TYPE_CHECKING:
     from m2f_lab.explore.plots import Figure
     from m2f_lab.inference.rows import Rows
+    from m2f_lab.structures import Output
 
-COLUMNS = 4
-"""A table shows this many classes, those with the highest scores."""
-ROWS = 8
-"""Queries in a figure, and in the tables of a saved page."""
-VISIBLE = 0.00005
-"""Smaller shares would be printed as zero."""
-MAX_CELLS = 128
-"""Maps of scores have at most this many cells along each edge."""
-PAGE_PLACES = 20
-"""A saved page knows the ledgers on a grid of at most this many places along each edge."""
+COLUMNS = 4  # a table shows this many classes, those with the highest scores
+ROWS = 8  # queries in a figure, and in the tables of a saved page
+VISIBLE = 0.00005  # smaller shares would be printed as zero
+MAX_CELLS = 128  # maps of scores have at most this many cells along each edge
+PAGE_PLACES = 20  # a saved page knows the ledgers on a grid of at most this many places along each edge
 
 HELP = {
-    "map": "The class with the highest score at every pixel. Click a pixel to see who gave what to its score.",
+    "map": "The class with the highest score at every pixel. Click a pixel to see which query gave how much to it.",
     "score": "The score of one class: the sum over all queries of p(class | query) · p(pixel | query). It may exceed "
     "1, and the scores of all classes need not add up to 1.",
     "class": "The class whose score is shown as heat.",
-    "opacity": "How strongly the maps cover the image.",
     "query": "The number of the query. The queries that give most to the winning class come first.",
     "mask": "p(pixel | query): how probable it is that the pixel belongs to the query's mask.",
 }
 
 
-class PixelLedger(Explorer):
+class PixelExplorer(ImageTool):
     """Click a pixel: a table lists what every query gives to its score, class by class.
 
-        PixelLedger(model, "street.png")
+        PixelExplorer(model, "street.png")
 
     After a click, left and right arrows change the class whose score is shown.
 
@@ -66,86 +56,58 @@ class PixelLedger(Explorer):
         ledger: of the pixel that was clicked last; None before that.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Output],
-        image: str | Path | Image.Image | np.ndarray,
-        *,
-        classes: Classes | None = None,
-        shortest_edge: int | None = None,
-        longest_edge: int | None = None,
-        width: int = 460,
-    ) -> None:
-        """Args:
-        model: a Mask2Former, or anything that is called like one.
-        image: a path, a PIL image or RGB uint8 [H, W, 3].
-        classes: names and colours; by default the model's own.
-        shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized.
-        longest_edge: but to no more than this, in pixels.
-        width: of each of the two pictures, in CSS pixels.
-        """
-        self.image = as_rgb(image)
+    TITLE = "Where a pixel's score comes from"
+    LINKED = ("clicked",)
+
+    _output: Output | None = None
+    _masks: Rows | None = None
+    ledger: Ledger | None = None
+
+    def _read(self, models: dict[str, Model], edges: dict[str, int | None]) -> None:
+        (model,) = models.values()
         size = self.image.shape[0], self.image.shape[1]
-        self._output: Output | None = look(model, self.image, shortest_edge, longest_edge)
+        self._output = look(model, self.image, **edges)
         check_numbers(self._output)
-        self._masks: Rows | None = mask_probability_rows(self._output, size=size)
-        classes = getattr(model, "classes", None) if classes is None else classes
-        self.classes = known_classes(classes, self._output.num_classes)
+        self._masks = mask_probability_rows(self._output, size=size)
+        self.classes = known_classes(self.classes, self._output.num_classes)
         self.labels = class_labels(self.classes, len(self.classes))
-        self.ledger: Ledger | None = None
-        self.label_map, scores = read_maps(semantic_rows(self._output).resized(size))
+        self.label_map, self._scores = read_maps(semantic_rows(self._output).resized(size))
 
-        views = self._make_views(scores, width)
-        present = np.bincount(self.label_map.ravel(), minlength=len(scores))
-        self.class_menu = menu(
-            "class-menu", "class", [(name, k) for k, name in enumerate(self.classes.names)], HELP["class"],
-            value=int(present.argmax()),
-        )  # fmt: skip
-        self.opacity_slider = share_slider("opacity-slider", "opacity", 0.7, HELP["opacity"])
-        super().__init__(
-            [controls(self.class_menu, self.opacity_slider), pictures(views["map"], views["score"])],
-            views,
-            name="pixel-ledger",
-            summary=f"PixelLedger({self._output.masks[-1].num_queries} queries, {size[1]} × {size[0]} pixels)",
-            links=[
-                ((views["map"], "clicked"), (views["score"], "clicked")),
-                *(((self.class_menu, "index"), (view, "index")) for view in views.values()),
-                *(((self.opacity_slider, "value"), (view, "opacity")) for view in views.values()),
-            ],
-        )
-        for view in views.values():
-            view.observe(self._answer, "clicked")
-
-    @classmethod
-    def from_output(cls, output: Output, image: np.ndarray, **options) -> PixelLedger:
-        """The ledger of an output that is there already, made of this image.
-
-        Args:
-            options: of PixelLedger.
-
-        Raises:
-            ValueError: the output was made of an image of another size.
-        """
-        return cls(recalled(output), image, **options)
-
-    def _make_views(self, scores: np.ndarray, width: int) -> dict[str, MaskView]:
+    def _build(self) -> None:
         names = self.classes.names
-        common = {"width": width, "pinned": True, "group": f"ledger-{id(self)}"}
-        return {
+        common = {"width": self.width, "pinned": True, "group": f"pixels-{id(self)}"}
+        views = {
             "map": MaskView(
                 self.image, self.label_map[None], colors=label_table(self.classes), names=names, num_masks=len(names),
                 title="The class of every pixel", help=HELP["map"], **common,
             ),
             "score": MaskView(
-                self.image, scores, colors="heat", relative=True, smooth=False, title="The score of one class",
+                self.image, self._scores, colors="heat", relative=True, smooth=False, title="The score of one class",
                 help=HELP["score"], readout="score {value}", unit="score", captions=[[Caption(n) for n in names]],
                 **common,
             ),
         }  # fmt: skip
+        present = np.bincount(self.label_map.ravel(), minlength=len(names))
+        options = [(name, k) for k, name in enumerate(names)]
+        self.class_menu = menu("class-menu", "class", options, HELP["class"], value=int(present.argmax()))
+        self.opacity_slider = opacity_slider(0.7)
+        self._assemble(
+            [controls(self.class_menu, self.opacity_slider), pictures(*views.values())],
+            views,
+            name="pixel-ledger",
+            counts=f"{self._output.masks[-1].num_queries} queries",
+            moves=[Moves("index", self.class_menu), Moves("opacity", self.opacity_slider)],
+            links=[((views["map"], "clicked"), (views["score"], "clicked"))],
+        )
+        for view in views.values():
+            view.observe(self._answer, "clicked")
 
     def _answer(self, change: dict) -> None:
         if change["new"]:
             self.choose(*change["new"])
+
+    def _ledger_at(self, x: int, y: int) -> Ledger:
+        return ledger_at(self._output, x, y, masks=self._masks)
 
     def choose(self, x: int, y: int) -> Ledger:
         """Open the account of a pixel, as a click does.
@@ -157,7 +119,7 @@ class PixelLedger(Explorer):
         if self.ledger is not None and (self.ledger.x, self.ledger.y) == (x, y):
             return self.ledger  # both pictures tell of the same click
         with torch.inference_mode():
-            self.ledger = ledger_at(self._output, x, y, masks=self._masks)
+            self.ledger = self._ledger_at(x, y)
         self.class_menu.value = self.ledger.label
         self.views["score"].set_notes([[note_of(self.ledger, self.labels)]])
         for view in self.views.values():
@@ -170,51 +132,45 @@ class PixelLedger(Explorer):
         Args:
             x, y: the pixel; by default the one that was clicked last, or the middle of the image.
         """
-        from m2f_lab.explore import plots  # a second to import, and most ledgers are never printed
+        from m2f_lab.explore import plots  # a second to import, and most tools are never printed
 
         if x is None or y is None:
             height, width = self.label_map.shape
             x, y = (self.ledger.x, self.ledger.y) if self.ledger else (width // 2, height // 2)
-        ledger = ledger_at(self._output, x, y, masks=self._masks)
-        return plots.pixel_ledger(self.image, self.label_map, self.classes, ledger.shares, (x, y), count=ROWS)
+        shares = self._ledger_at(x, y).shares
+        return plots.pixel_ledger(self.image, self.label_map, self.classes, shares, (x, y), count=ROWS)
 
-    def save_html(self, path: str | Path, title: str = "Where a pixel's score comes from") -> None:
-        """Write one self-contained page that answers clicks on a grid of places, without a network or a kernel."""
-        self.update()
-        height, width = self.label_map.shape
-        rows, columns = min(PAGE_PLACES, height), min(PAGE_PLACES, width)
-        notes = [
-            [note_of(ledger_at(self._output, x, y, masks=self._masks), self.labels, ROWS)]
-            for y in ((np.arange(rows) + 0.5) * height / rows).astype(int).tolist()
-            for x in ((np.arange(columns) + 0.5) * width / columns).astype(int).tolist()
-        ]
-        view, kept, clicked = self.views["score"], self.views["score"].notes, self.views["score"].clicked
-        view.set_notes(notes, places=(rows, columns))
+    @property
+    def _page_places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the pixels whose ledgers a saved page knows."""
+        return tuple(nearest_cells(min(PAGE_PLACES, edge), edge) for edge in self.label_map.shape)
+
+    def _page_note(self) -> str:
+        rows, columns = map(len, self._page_places)
+        return f"Click a picture. This page knows the ledgers of {rows} × {columns} pixels; the nearest answers."
+
+    @contextmanager
+    def _page_columns(self) -> Iterator[Columns]:
+        rows, columns = self._page_places
+        notes = [[note_of(self._ledger_at(x, y), self.labels, ROWS)] for y in rows.tolist() for x in columns.tolist()]
+        view = self.views["score"]
+        kept, clicked = view.notes, view.clicked
+        view.set_notes(notes, places=(len(rows), len(columns)))
         try:
-            save_page(
-                path,
-                [self.views["map"], view],
-                controls=[
-                    Control("index", "class", HELP["class"], options=tuple(self.class_menu.options)),
-                    Control("opacity", "opacity", HELP["opacity"], step=0.05),
-                ],
-                linked=("index", "opacity", "clicked"),
-                title=title,
-                note=f"Click a picture. This page knows the ledgers of {rows} × {columns} pixels; the nearest answers.",
-            )
+            yield list(self.views.values())
         finally:
             with view.hold_sync():
                 view.places, view.notes, view.clicked = [1, 1], kept, clicked
 
     def close(self) -> None:
-        """Take the ledger off the page and give its memory back."""
-        self._output = self._masks = self.ledger = None
+        """Take the tool off the page and give its memory back."""
+        self._output = self._masks = self._scores = self.ledger = None
         super().close()
 
 
 @torch.no_grad()
 def read_maps(scores: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Go through all class scores once and keep what a person can see of them.
+    """Go through all class scores once and keep as much of them as a screen shows.
 
     Args:
         scores: [K, H, W]
@@ -224,12 +180,12 @@ def read_maps(scores: Rows) -> tuple[np.ndarray, np.ndarray]:
         float32 [K, h, w].
     """
     height, width = scores.size
-    rows, columns = (_cell_centres(edge) for edge in scores.size)
+    rows, columns = (nearest_cells(min(edge, MAX_CELLS), edge) for edge in scores.size)
     labels, kept = np.empty((height, width), np.uint8), []
     for where, strip in scores.strips():
         labels[where] = strip.max(0).indices.cpu().numpy()
-        here = [row - where.start for row in rows if where.start <= row < where.stop]
-        kept.append(strip[:, here][:, :, columns].cpu().numpy())
+        here = rows[(rows >= where.start) & (rows < where.stop)] - where.start
+        kept.append(strip[:, here.tolist()][:, :, columns.tolist()].cpu().numpy())
     return labels, np.concatenate(kept, axis=1)
 
 
@@ -261,8 +217,3 @@ def note_of(ledger: Ledger, labels: Labels, count: int | None = None) -> Caption
         text=f"Pixel ({ledger.x}, {ledger.y}): {labels[ledger.label][0]}",
         table=Table((*header, *names), tuple(rows), marked=(len(rows) - 1,)),
     )
-
-
-def _cell_centres(edge: int) -> list[int]:
-    count = min(edge, MAX_CELLS)
-    return [math.floor((i + 0.5) * edge / count) for i in range(count)]

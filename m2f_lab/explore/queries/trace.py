@@ -13,8 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from m2f_lab.explore.parts.reading import check_numbers, coverage_of, grid_size, read_masks, to_numpy, winning_queries
-from m2f_lab.structures import DecoderState, Output
+from m2f_lab.explore.parts.reading import (
+    check_numbers,
+    coverage_of,
+    grid_size,
+    hidden_cells,
+    opened_rows,
+    read_masks,
+    to_numpy,
+    winning_queries,
+)
+from m2f_lab.structures import Output
 
 
 @dataclass(frozen=True)
@@ -85,41 +94,28 @@ def trace_queries(output: Output, index: int = 0, max_cells: int = 96 * 96) -> Q
         ValueError: the output holds NaN.
     """
     check_numbers(output)
-    layers = output.states[1:]
-    known = bool(layers) and all(state.level is not None for state in layers)
-    weighed = known and all(state.cross_attention is not None for state in layers)
-    sizes = [tuple(output.level_sizes[state.level]) for state in layers] if known else []
+    states = output.states[1:]
+    known = bool(states) and all(state.level is not None for state in states)
+    weighed = known and all(state.cross_attention is not None for state in states)
+    layers = range(1, len(states) + 1) if known else ()
+    sizes = [tuple(output.level_sizes[state.level]) for state in states] if known else []
     class_probabilities = torch.stack([logits[index].float().softmax(-1) for logits in output.class_logits])
     masks = read_masks(output, index, grid_size(output.image_size, max_cells))
-    blocked = [_blocked(state, index, size) for state, size in zip(layers, sizes, strict=False)]
+    attention = []
+    if weighed:
+        for state, size in zip(states, sizes, strict=True):
+            attention.append(to_numpy(state.cross_attention[index].unflatten(-1, size).swapaxes(0, 1)))
     return QueryTrace(
         class_probabilities=to_numpy(class_probabilities),
         masks=to_numpy(masks),
         winners=to_numpy(winning_queries(class_probabilities[-1], masks[-1])),
-        blocked=tuple(blocked),
-        opened=np.array([_opened(state, index) for state in layers] if known else [], bool).reshape(-1, masks.shape[1]),
-        attention=tuple(
-            to_numpy(state.cross_attention[index].unflatten(-1, size).swapaxes(0, 1))
-            for state, size in zip(layers, sizes, strict=False)
-        )
-        if weighed
-        else (),
+        blocked=tuple(hidden_cells(output, layer, index) for layer in layers),
+        opened=np.array([opened_rows(output, layer, index) for layer in layers], bool).reshape(-1, masks.shape[1]),
+        attention=tuple(attention),
         strides=tuple(output.padded_size[0] // size[0] for size in sizes),
         coverage=coverage_of(output),
         missing=() if weighed else (NO_WEIGHTS,) if known else (NO_STATES,),
     )
-
-
-def _blocked(state: DecoderState, index: int, size: tuple[int, int]) -> np.ndarray:
-    """Cells hidden by a layer; none where it has no mask. bool [Q, *size]"""
-    if state.blocked is None:
-        return np.zeros((state.class_logits.shape[1], *size), bool)
-    return to_numpy(state.blocked[index].unflatten(-1, size))
-
-
-def _opened(state: DecoderState, index: int) -> np.ndarray:
-    """bool [Q]"""
-    return np.zeros(state.class_logits.shape[1], bool) if state.opened is None else to_numpy(state.opened[index])
 
 
 def with_mean(attention: np.ndarray) -> np.ndarray:

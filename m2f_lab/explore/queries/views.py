@@ -1,6 +1,6 @@
-"""How a trace becomes pictures and words: three linked views, their captions, and the entries of the menus.
+"""Pictures and captions of a query trace.
 
-L predictions, N = L - 1 decoder layers, Q queries, K classes, h/w height/width of a grid.
+L predictions 0…N, decoder layers 1…N, Q queries, K classes, h/w height/width of a grid.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from m2f_lab.explore.parts.labels import Labels, percent
+from m2f_lab.explore.parts.labels import OPENED, Labels, percent, when
 from m2f_lab.explore.parts.mask_grid import MaskGrid
 from m2f_lab.explore.parts.mask_view import MaskView
+from m2f_lab.explore.parts.reading import top_classes
 from m2f_lab.explore.parts.table import Caption
-from m2f_lab.explore.queries.trace import QueryTrace, pool, top_classes, with_mean
+from m2f_lab.explore.queries.trace import QueryTrace, pool, with_mean
 
 THUMBNAIL_CELLS, SMALL_CELLS = 32, 48
 """Masks in thumbnails and in the small picture have at most this many cells along each edge."""
@@ -36,38 +37,17 @@ HELP = {
 }
 
 NOT_YET = "No layer has looked at the image yet."
-OPENED = "Its mask was empty, so nothing was left to see: the fallback opened every cell."
-
-
-def query_options(probabilities: np.ndarray, order: np.ndarray, labels: Labels) -> list[tuple[str, int]]:
-    """Menu entries in the given order: query number, best class and its probability.
-
-    Args:
-        probabilities: of the last prediction; "no object" last. [Q, K+1]
-        order: query numbers. [Q]
-
-    Returns:
-        (text, query number) each.
-    """
-    entries = []
-    for query in order.tolist():
-        best = int(probabilities[query, :-1].argmax())
-        unlikely = probabilities[query, -1] > probabilities[query, best]
-        text = f"query {query} · {labels[best][0]} {percent(probabilities[query, best])}"
-        entries.append((text + " (no object)" if unlikely else text, query))
-    return entries
-
 
 def mask_captions(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[list[Caption]]:
-    """What a query predicted: its likeliest classes as bars. L × Q"""
+    """Likeliest classes of a query as bars. L × Q"""
     last = trace.num_predictions - 1
     captions = []
     for layer, probabilities in enumerate(trace.class_probabilities):
-        when = f"after layer {layer} of {last}" if layer else "before the first layer: the learned query itself"
+        moment = f"{when(layer)} of {last}" if layer else f"{when(layer)}: the learned query itself"
         captions.append(
             [
                 Caption(
-                    text=f"Query {query}, {when}",
+                    text=f"Query {query}, {moment}",
                     bars=tuple(
                         (labels[label][0], round(value, 4), labels[label][1])
                         for label, value in top_classes(probabilities[query])
@@ -80,17 +60,17 @@ def mask_captions(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[
 
 
 def before_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
-    """Which prediction the mask before is. L × Q"""
+    """Number of the prediction that the mask before belongs to. L × Q"""
     texts = [
         NOT_YET,
         "The learned query's own mask",
-        *(f"After layer {n}" for n in range(1, trace.num_predictions - 1)),
+        *(when(n).capitalize() for n in range(1, trace.num_predictions - 1)),
     ]
     return [[Caption(text)] * len(order) for text in texts[: trace.num_predictions]]
 
 
 def blocked_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
-    """How much a layer hid from a query, and whether the fallback had to open it. L × Q"""
+    """Cells that a layer hid from a query, and a warning where the fallback opened its row. L × Q"""
     captions = [[Caption(NOT_YET)] * len(order)]
     for layer, (blocked, opened) in enumerate(zip(trace.blocked, trace.opened, strict=True), start=1):
         height, width = blocked.shape[1:]
@@ -108,7 +88,7 @@ def blocked_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]
 
 
 def attention_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
-    """On which grid a layer looked. L × Q"""
+    """The grid that a layer attended to. L × Q"""
     captions = [[Caption(NOT_YET)] * len(order)]
     for layer, (blocked, stride) in enumerate(zip(trace.blocked, trace.strides, strict=True), start=1):
         height, width = blocked.shape[1:]
@@ -148,7 +128,7 @@ def pooled(masks: np.ndarray, cells: int) -> np.ndarray:
 
 
 def attention_pooling(trace: QueryTrace, max_bytes: int = MAX_ATTENTION_BYTES) -> list[int]:
-    """By how much each layer's attention must be pooled for all of it to stay below a number of bytes. N"""
+    """Factor by which each layer's attention is pooled so that all of it stays below a number of bytes. N"""
     factors = [1] * len(trace.attention)
 
     def sizes() -> list[int]:
@@ -179,39 +159,42 @@ def make_views(
 ) -> dict[str, MaskView]:
     """The large view of the masks, small ones of the mask before, the blocked area and the attention, and all queries.
 
-    `stack` is the prediction, `index` the place in `order`, `channel` the head plus one; 0 is the mean of the heads.
+    `stack` is the prediction, `index` the place in `order`, `channel` the head; 0 is the mean of the heads. Pictures of
+    what the trace lacks are left out.
     """
     place = np.argsort(order)  # of each query in the order
-    common = {"num_channels": trace.num_heads + 1, "group": f"queries-{id(trace)}"}
-    small = (width - 18) // 2
     nothing = np.zeros((len(order), 1, 1), bool)
     smaller = [pooled(masks[order], SMALL_CELLS) for masks in trace.masks]
-    return {
+    common = {
+        "num_channels": trace.num_heads + 1, "group": f"queries-{id(trace)}", "pick": place[trace.winners],
+        "contour": 0.5,
+    }  # fmt: skip
+    small = common | {"width": (width - 18) // 2}
+    views = {
         "mask": MaskView(
-            image, list(trace.masks[:, order]), captions=mask_captions(trace, order, labels),
-            pick=place[trace.winners], contour=0.5, width=width, title="What it predicts", help=HELP["mask"],
-            unit="probability of belonging to the query", **common,
+            image, list(trace.masks[:, order]), captions=mask_captions(trace, order, labels), width=width,
+            title="What it predicts", help=HELP["mask"], unit="probability of belonging to the query", **common,
         ),
         "before": MaskView(
-            image, [nothing, *smaller[:-1]],
-            captions=before_captions(trace, order), pick=place[trace.winners], contour=0.5, width=small,
-            title="What it predicted before", help=HELP["before"], unit="probability", **common,
-        ),
-        "blocked": MaskView(
-            image, [nothing, *(blocked[order] for blocked in trace.blocked)], colors="blocked", smooth=False,
-            captions=blocked_captions(trace, order), coverage=trace.coverage, pick=place[trace.winners],
-            words=("visible", "hidden"), contour=0.5, width=small, title="What it may not see", help=HELP["blocked"],
-            **common,
-        ),
-        "attention": MaskView(
-            image, _attention_stacks(trace, order), colors="heat", relative=True, smooth=False,
-            captions=attention_captions(trace, order), coverage=trace.coverage, pick=place[trace.winners],
-            readout="{percent} of the attention", unit="of the attention, per cell", width=small,
-            title="Where it looks", help=HELP["attention"], **common,
-        ),
-        "grid": MaskGrid(
-            image, [pooled(masks, THUMBNAIL_CELLS) for masks in smaller],
-            labels=grid_labels(trace, order, labels), orders=grid_orders(trace, order), width=2 * width,
-            title="All queries", help=HELP["grid"],
+            image, [nothing, *smaller[:-1]], captions=before_captions(trace, order), title="What it predicted before",
+            help=HELP["before"], unit="probability", **small,
         ),
     }  # fmt: skip
+    if trace.blocked:
+        views["blocked"] = MaskView(
+            image, [nothing, *(blocked[order] for blocked in trace.blocked)], colors="blocked", smooth=False,
+            captions=blocked_captions(trace, order), coverage=trace.coverage, words=("visible", "hidden"),
+            title="What it may not see", help=HELP["blocked"], **small,
+        )  # fmt: skip
+    if trace.attention:
+        views["attention"] = MaskView(
+            image, _attention_stacks(trace, order), colors="heat", relative=True, smooth=False,
+            captions=attention_captions(trace, order), coverage=trace.coverage, readout="{percent} of the attention",
+            unit="of the attention, per cell", title="Where it looks", help=HELP["attention"],
+            **small | {"contour": 0.0},
+        )  # fmt: skip
+    views["grid"] = MaskGrid(
+        image, [pooled(masks, THUMBNAIL_CELLS) for masks in smaller], labels=grid_labels(trace, order, labels),
+        orders=grid_orders(trace, order), width=2 * width, title="All queries", help=HELP["grid"],
+    )  # fmt: skip
+    return views

@@ -1,4 +1,4 @@
-"""Where deformable attention reads: the sampling points of every position of the pixel decoder, as plain arrays.
+"""Sampling points of deformable attention, for every position of the pixel decoder, as plain arrays.
 
 N encoder layers, S positions of strides 32, 16 and 8 together, L levels, P points per head and level, H/W
 height/width. Levels are in the order of the pixel decoder: strides 32, 16, 8.
@@ -9,19 +9,25 @@ Source: Deformable DETR (Zhu et al. 2021), section 4.1; Mask2Former (Cheng et al
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor, nn
 
+from m2f_lab.explore.parts.reading import Model
+from m2f_lab.inference.images import as_rgb
+from m2f_lab.inference.predict import look
+from m2f_lab.model.deformable_attention import DeformableAttention
 from m2f_lab.model.pixel_decoder import cell_centres
-from m2f_lab.structures import Output
 
 STRIDES = (32, 16, 8)
 
 
 @dataclass(frozen=True)
 class SamplingPoints:
-    """What one position reads, in every encoder layer.
+    """Points that one position reads, in every encoder layer.
 
     Attributes:
         stride: of the level the position belongs to, in pixels.
@@ -41,12 +47,12 @@ class SamplingPoints:
 
     @property
     def level_shares(self) -> np.ndarray:
-        """How much of the weight lies on each level. [N, heads, L]"""
+        """Share of the weight on each level. [N, heads, L]"""
         return self.weights.sum(axis=3)
 
     @property
     def distances(self) -> np.ndarray:
-        """How far away a head reads: the mean distance of its points, by weight, in pixels. [N, heads]"""
+        """Mean distance of a head's points, by weight, in pixels. [N, heads]"""
         height, width = self.image_size
         return _mean_distance((self.points - self.location) * np.array([width, height], np.float32), self.weights)
 
@@ -87,13 +93,19 @@ class SamplingTrace:
         return self.weights.shape[2]
 
     def distance_maps(self, layer: int, stride: int = STRIDES[-1]) -> np.ndarray:
-        """How far away the positions of a level read: mean over their points by weight, in pixels. [heads, h, w]
+        """Mean distance of the points of each position of a level, by weight, in pixels; over the padded image.
 
-        The maps span the padded image.
+        Args:
+            layer: from 1.
+            stride: of the level: 32, 16 or 8.
+
+        Returns:
+            [heads, h, w]
         """
         level = _level(stride)
         first, last = (sum(height * width for height, width in self.level_sizes[:end]) for end in (level, level + 1))
-        distances = _mean_distance(self.offsets[layer, first:last].astype(np.float32), self.weights[layer, first:last])
+        offsets, weights = self.offsets[layer - 1, first:last], self.weights[layer - 1, first:last]
+        distances = _mean_distance(offsets.astype(np.float32), weights)
         return distances.T.reshape(self.num_heads, *self.level_sizes[level])
 
     def at(self, place: tuple[float, float], stride: int = STRIDES[-1]) -> SamplingPoints:
@@ -131,36 +143,58 @@ class SamplingTrace:
         )
 
 
-@torch.no_grad()
-def trace_sampling(output: Output, index: int = 0, dtype: torch.dtype = torch.float16) -> SamplingTrace:
-    """Gather all sampling points from a model's output.
+def trace_sampling(
+    model: Model,
+    image: str | Path | Image.Image | np.ndarray,
+    *,
+    shortest_edge: int | None = None,
+    longest_edge: int | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> SamplingTrace:
+    """Run a model on an image and keep the sampling points of its deformable attention.
 
     Args:
-        output: of `model(images, return_intermediates=True)`.
-        index: which image of the batch.
-        dtype: what to keep them in. float16 needs 149 MB for 1024 × 2048 pixels, 6 layers, 8 heads and 4 points.
+        model: a module whose pixel decoder attends with `DeformableAttention` over strides 32, 16 and 8.
+        image: a path, a PIL image or RGB uint8 [H, W, 3].
+        shortest_edge, longest_edge: resize the image to this before the model sees it, in pixels.
+        dtype: of the arrays. float16 takes 149 MB for 1024 × 2048 pixels, 6 layers, 8 heads and 4 points.
 
     Raises:
-        ValueError: the output has no intermediates, or none of a pixel decoder.
+        ValueError: the model has no such attention.
     """
-    seen = output.intermediates
-    if seen is None:
-        raise ValueError("This output has no intermediates; make it with model(images, return_intermediates=True).")
-    name = "pixel_decoder.layer.{}.sampling_{}"
-    num_layers = sum(key.endswith(".sampling_locations") for key in seen)
-    if num_layers == 0:
-        raise ValueError(f'The intermediates hold no "{name.format(0, "locations")}": no encoder layer was run.')
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    encoder = [module for module in modules if isinstance(module, DeformableAttention)]
+    if not encoder:
+        raise ValueError(
+            f"Sampling points are those of a pixel decoder with deformable attention, which this {type(model).__name__} "
+            "does not have; use QueryExplorer or PixelExplorer."
+        )
+    read: list[tuple[Tensor, Tensor]] = []  # locations and weights of each layer
+
+    def keep(module: nn.Module, given: tuple, result: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, locations, weights = result
+        read.append((locations[0].to("cpu"), weights[0].to("cpu", dtype)))
+
+    handles = [module.register_forward_hook(keep) for module in encoder]
+    try:
+        output = look(model, as_rgb(image), shortest_edge, longest_edge)
+    finally:
+        for handle in handles:
+            handle.remove()
     padded_height, padded_width = output.padded_size
     sizes = tuple((padded_height // stride, padded_width // stride) for stride in STRIDES)
-    like = seen[name.format(0, "locations")]
-    centres = torch.cat([cell_centres(size, like.device) for size in sizes])[:, None, None, None]  # (S, 1, 1, 1, 2)
-    pixels = like.new_tensor([padded_width, padded_height])
-    # One layer at a time: all of them in single precision would take twice as much once more.
-    offsets = [(seen[name.format(i, "locations")][index] - centres).mul_(pixels).to(dtype) for i in range(num_layers)]
-    weights = [seen[name.format(i, "weights")][index].to(dtype) for i in range(num_layers)]
+    centres = torch.cat([cell_centres(size, "cpu") for size in sizes])[:, None, None, None]  # (S, 1, 1, 1, 2)
+    expected = (len(centres), len(STRIDES))
+    found = {(locations.shape[0], locations.shape[2]) for locations, _ in read}
+    if found != {expected}:
+        raise ValueError(
+            f"This tool reads deformable attention over strides {', '.join(map(str, STRIDES))} ({expected[0]} positions "
+            f"here), but this model's attends with {sorted(found)} positions and levels."
+        )
+    pixels = torch.tensor([padded_width, padded_height])
     return SamplingTrace(
-        offsets=torch.stack(offsets).cpu().numpy(),
-        weights=torch.stack(weights).cpu().numpy(),
+        offsets=torch.stack([((locations - centres) * pixels).to(dtype) for locations, _ in read]).numpy(),
+        weights=torch.stack([weights for _, weights in read]).numpy(),
         level_sizes=sizes,
         image_size=output.image_size,
         padded_size=output.padded_size,

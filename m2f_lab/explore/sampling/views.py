@@ -1,4 +1,4 @@
-"""How sampling points become pictures and words: dots, notes below them, and maps of how far positions read.
+"""Pictures and words of sampling points: dots, notes below them, and maps of how far positions read.
 
 N encoder layers, L levels, P points, h/w height/width of a grid.
 """
@@ -30,7 +30,12 @@ HEADER = (
 
 
 def reach_maps(trace: SamplingTrace, layer: int, strides: Sequence[int]) -> np.ndarray:
-    """How far the positions of each level read, as a share of the diagonal: mean of the heads, then each of them.
+    """Reach of the positions of each level, as a share of the diagonal: mean of the heads, then each of them.
+
+    Args:
+        trace: of one model.
+        layer: from 1.
+        strides: of the levels.
 
     Returns:
         On the grid of the finest of these levels. float32 [len(strides), 1 + heads, h, w]
@@ -71,7 +76,7 @@ def _marks(sampled: SamplingPoints) -> np.ndarray:
 
 
 def _notes(sampled: SamplingPoints) -> list[Caption]:
-    """What each layer reads there, in numbers."""
+    """Numbers of each layer at that position."""
     row, column = sampled.cell
     notes = []
     for layer, (shares, distances, outside) in enumerate(
