@@ -65,8 +65,8 @@ HELP = {
     "mute": "Take the query out of the decoder from this layer on: the other queries no longer see it, and it gives "
     "nothing to the result. On the keyboard: m.",
     "leave-out": "Let the query take part in the decoder to the end, and leave it out of the result only.",
-    "force-class": "Give the query's mask to this class for certain. Only the result changes: the decoder is never told the "
-    "classes that its queries predict.",
+    "force-class": "Give the query's mask to this class for certain. Only the result changes: the decoder is never "
+    "told the classes that its queries predict.",
     "unmask": "Let the query look at the whole image in this layer, instead of only inside the mask it predicted.",
     "unmask-all": "Let all queries look at the whole image in this layer.",
     "brush": "What the pointer does on the attention mask: choose the query that won a pixel, hide cells from the "
@@ -179,7 +179,8 @@ class CounterfactualExplorer(ImageTool):
                 controls(self.layer_slider, steps, self.opacity_slider),
                 controls(press["mute"], press["leave-out"], self.class_menu, press["force-class"]),
                 controls(
-                    _label("pointer", HELP["brush"]), self.brush, self.radius_slider, press["unmask"], press["unmask-all"]
+                    _label("pointer", HELP["brush"]), self.brush, self.radius_slider, press["unmask"],
+                    press["unmask-all"],
                 ),
                 controls(
                     press["undo"], press["redo"], press["reset"], _label("result", HELP["result"]), self.state,

@@ -4,9 +4,9 @@
     output = replay.run([Mute(3), PaintAttention(layer=2, query=5, blocked=blocked)])
     print(replay.change(output).flows()[:3])
 
-The layers are the model's own: `start` and `step` of its decoder, variants included. Everything before the first changed
-layer is reused, so that a change near the end costs least. No widget is needed; `CounterfactualExplorer` is one around
-it.
+The layers are the model's own: `start` and `step` of its decoder, variants included. Everything before the first
+changed layer is reused, so that a change near the end costs least. No widget is needed; `CounterfactualExplorer` is one
+around it.
 
 Q queries, K classes, N decoder layers, C channels, S cells of a level, H/W height/width of the image.
 """
@@ -116,8 +116,8 @@ class Replay:
     def grid(self, layer: int) -> tuple[int, int]:
         """Height and width of the grid that a layer looks at, in cells.
 
-        It covers the padded image: cells beyond the share 1 / `coverage` hold padding, which the model looks at like any
-        other.
+        It covers the padded image: cells beyond the share 1 / `coverage` hold padding, which the model looks at like
+        any other.
         """
         self._check(Unmask(layer))
         return self._grids[layer - 1]
@@ -208,8 +208,8 @@ class Replay:
         after = self._decoder.step(before.rows(rows) if muted else before, layer - 1, memory)
         if edited and (wanted is None or after.blocked is None or not torch.equal(after.blocked, wanted)):
             raise ValueError(
-                f"Layer {layer} of this {type(self._decoder).__name__} does not hide what memory.edit_attention returns, "
-                "so its attention cannot be edited; mute queries or force classes, or call it in attention_mask."
+                f"Layer {layer} of this {type(self._decoder).__name__} does not use memory.edit_attention, so its "
+                "attention cannot be edited; call it in attention_mask, or mute queries and force classes only."
             )
         return _spread(after, rows, self.num_queries) if muted else after
 

@@ -1,8 +1,8 @@
 """The matcher's choice of a query for each segment, in every prediction, with runners-up and margins.
 
-Costs and pairs are those of the criterion's own matcher. The runner-up is added: were a segment denied the query it got,
-the matcher would find the next best assignment of all segments. The query that the segment gets there is its runner-up,
-and the rise of the total cost is its margin.
+Costs and pairs are those of the criterion's own matcher. The runner-up is added: were a segment denied the query it
+got, the matcher would find the next best assignment of all segments. The query that the segment gets there is its
+runner-up, and the rise of the total cost is its margin.
 
 L predictions, Q queries, K classes, T segments, P points, H/W height/width, h/w of a grid over the image.
 """

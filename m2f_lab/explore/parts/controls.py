@@ -14,7 +14,7 @@ Trait = tuple[ipywidgets.Widget, str]
 
 @dataclass(frozen=True)
 class Control:
-    """Control of a saved page: a slider from `low` to `high`, or a menu of `options`, that moves one trait of all views.
+    """Control of a saved page: a slider from `low` to `high`, or a menu of `options`. It moves one trait of all views.
 
     Attributes:
         trait: of the views.
@@ -71,7 +71,11 @@ class Moves(NamedTuple):
             slider = widget = self.control
         if isinstance(widget, ipywidgets.SelectionSlider):
             return Control(
-                self.trait, widget.description, widget.tooltip, high=len(widget.options) - 1, first=int(widget.options[0])
+                self.trait,
+                widget.description,
+                widget.tooltip,
+                high=len(widget.options) - 1,
+                first=int(widget.options[0]),
             )
         if isinstance(widget, ipywidgets.Dropdown):
             names = [option if isinstance(option, str) else option[0] for option in widget.options]
@@ -97,7 +101,7 @@ class Chosen:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, tool: ipywidgets.Widget | None, owner: type | None = None) -> int | None | Chosen:
+    def __get__(self, tool: ipywidgets.Widget | None, owner: type | None = None) -> int | Chosen | None:
         if tool is None:
             return self
         widget = getattr(tool, self.control)
@@ -130,7 +134,7 @@ def check_range(name: str, value: int, count: int, first: int = 0) -> None:
         raise ValueError(f"There is no {name} {value}; they are numbered {first}…{first + count - 1}.")
 
 
-# --------------------------------------------------------------------------------- widgets, with the CSS class m2f-<name>
+# -------------------------------------------------------------------------------- widgets of the CSS class m2f-<name>
 
 
 def slider(name: str, label: str, value: int, last: int, tooltip: str, **traits) -> ipywidgets.IntSlider:

@@ -1,4 +1,4 @@
-"""Bases of all tools: pictures and controls on one page, a static figure, a saved page, and an end that frees memory."""
+"""Bases of all tools: pictures and controls on one page, a figure, a saved page, and an end that frees memory."""
 
 from __future__ import annotations
 
@@ -89,7 +89,12 @@ class Tool(ipywidgets.VBox):
         linked = dict.fromkeys([*(control.trait for control in controls), *self.LINKED])
         with self._page_columns() as columns:
             save_page(
-                path, columns, controls=controls, linked=tuple(linked), title=title or self.TITLE, note=self._page_note()
+                path,
+                columns,
+                controls=controls,
+                linked=tuple(linked),
+                title=title or self.TITLE,
+                note=self._page_note(),
             )
 
     def _page_controls(self) -> list[Control]:
@@ -132,8 +137,8 @@ class Tool(ipywidgets.VBox):
 class ImageTool(Tool):
     """Base of tools that show what a model makes of one image, or several models side by side.
 
-    A tool defines `_read(models, edges)`, which runs the models on the image resized to `edges` and keeps their numbers,
-    and `_build()`, which makes controls and pictures and ends with `_assemble`.
+    A tool defines `_read(models, edges)`, which runs the models on the image resized to `edges` and keeps their
+    numbers, and `_build()`, which makes controls and pictures and ends with `_assemble`.
 
     Attributes:
         image: uint8 [H, W, 3]
@@ -195,7 +200,9 @@ class ImageTool(Tool):
         outputs = dict(output) if isinstance(output, Mapping) else {"": output}
         return cls({name: constant_model(made) for name, made in outputs.items()}, image, *args, **options)
 
-    def _assemble(self, rows: Sequence[ipywidgets.Widget], views: dict[str, MaskView], *, counts: str, **options) -> None:
+    def _assemble(
+        self, rows: Sequence[ipywidgets.Widget], views: dict[str, MaskView], *, counts: str, **options
+    ) -> None:
         """Put the tool together; `counts` and the size of the image are its `repr`, options are those of Tool."""
         size = f"{self.image.shape[1]} × {self.image.shape[0]} pixels"
         super().__init__(rows, views, summary=f"{type(self).__name__}({counts}, {size})", **options)

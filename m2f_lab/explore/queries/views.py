@@ -38,6 +38,7 @@ HELP = {
 
 NOT_YET = "No layer has looked at the image yet."
 
+
 def mask_captions(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[list[Caption]]:
     """Likeliest classes of a query as bars. L × Q"""
     last = trace.num_predictions - 1

@@ -166,8 +166,8 @@ def trace_sampling(
     encoder = [module for module in modules if isinstance(module, DeformableAttention)]
     if not encoder:
         raise ValueError(
-            f"Sampling points are those of a pixel decoder with deformable attention, which this {type(model).__name__} "
-            "does not have; use QueryExplorer or PixelExplorer."
+            "Sampling points are those of a pixel decoder with deformable attention, which this "
+            f"{type(model).__name__} does not have; use QueryExplorer or PixelExplorer."
         )
     read: list[tuple[Tensor, Tensor]] = []  # locations and weights of each layer
 
@@ -188,8 +188,8 @@ def trace_sampling(
     found = {(locations.shape[0], locations.shape[2]) for locations, _ in read}
     if found != {expected}:
         raise ValueError(
-            f"This tool reads deformable attention over strides {', '.join(map(str, STRIDES))} ({expected[0]} positions "
-            f"here), but this model's attends with {sorted(found)} positions and levels."
+            f"Sampling points are read over strides {', '.join(map(str, STRIDES))}, {expected[0]} positions here, but "
+            f"this model's attention has {sorted(found)} positions and levels."
         )
     pixels = torch.tensor([padded_width, padded_height])
     return SamplingTrace(
