@@ -16,8 +16,8 @@ from m2f_lab.explore.counterfactuals.edits import describe, with_edit
 from m2f_lab.explore.counterfactuals.label_change import compare_label_maps
 from m2f_lab.inference import postprocess
 from m2f_lab.model import Mask2Former
-from m2f_lab.model.transformer_decoder import attention_blocked
-from m2f_lab.structures import MaskLogits, Output
+from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder, attention_blocked
+from m2f_lab.structures import DecoderState, MaskLogits, Output
 from tests.toy_model import CLASSES, IMAGE, LAYERS, QUERIES, sure_model
 
 
@@ -33,7 +33,7 @@ def replay(model: Mask2Former) -> Replay:
 
 def forward(model: Mask2Former) -> Output:
     with torch.inference_mode():
-        return copy.deepcopy(model).eval()(torch.from_numpy(IMAGE).permute(2, 0, 1)[None], return_intermediates=True)
+        return copy.deepcopy(model).eval()(torch.from_numpy(IMAGE).permute(2, 0, 1)[None], keep_attention=True)
 
 
 def assert_same(one: Output, other: Output, queries: list[int] | slice = slice(None)) -> None:
@@ -46,7 +46,8 @@ def assert_same(one: Output, other: Output, queries: list[int] | slice = slice(N
 
 
 def seen(output: Output, layer: int, name: str) -> Tensor:
-    return output.intermediates[f"decoder.layer.{layer - 1}.{name}"][0]
+    """A field of the state that a layer, from 1, left behind."""
+    return getattr(output.states[layer], name)[0]
 
 
 def probabilities(output: Output, prediction: int = -1) -> Tensor:
@@ -61,12 +62,10 @@ def test_without_edits_it_is_the_model_to_the_last_bit(model: Mask2Former, repla
     for output in (replay.output, replay.run(), replay.run(attention_weights=False)):
         assert_same(output, expected)
         assert (output.image_size, output.padded_size) == ((50, 90), (64, 96))
-    names = {name for name in expected.intermediates if name.startswith("decoder.")}
-    mine = replay.run().intermediates
-    assert set(mine) == names
-    for name in names:
-        same = torch.equal if isinstance(mine[name], Tensor) else lambda a, b: a == b
-        assert same(mine[name], expected.intermediates[name]), name
+    for mine, theirs in zip(replay.run().states, expected.states, strict=True):
+        for name, one, other in zip(DecoderState._fields, mine, theirs, strict=True):
+            assert torch.equal(one, other) if isinstance(other, Tensor) else one == other, name
+    assert replay.output.level_sizes == expected.level_sizes
     assert np.array_equal(replay.label_map(replay.output), model.predict(IMAGE).label_map)
     assert model.training
     assert all(module.training for module in model.modules())
@@ -152,7 +151,7 @@ def test_muting_from_a_layer_on_equals_dropping_the_row_there(model, replay: Rep
         embeddings = replay.output.masks[first - 1].embeddings[:, kept]
         for layer in range(first, LAYERS + 1):
             level = (layer - 1) % 3
-            blocked, _ = attention_blocked(embeddings, memory.mask_features[level])
+            blocked, _ = attention_blocked(embeddings, memory.small_mask_features[level])
             queries, *_ = decoder.layers[layer - 1](
                 queries, decoder.query_positions[kept], memory.features[level], memory.keys[level], blocked
             )
@@ -160,8 +159,8 @@ def test_muting_from_a_layer_on_equals_dropping_the_row_there(model, replay: Rep
             assert torch.equal(output.class_logits[layer][:, kept], class_logits)
             assert torch.equal(output.masks[layer].embeddings[:, kept], embeddings)
             assert probabilities(output, layer)[3].tolist() == [0, 0, 0, 0, 1]
-            assert seen(output, layer, "attention_blocked")[3].all()
-            assert not seen(output, layer, "attention_opened")[3]
+            assert seen(output, layer, "blocked")[3].all()
+            assert not seen(output, layer, "opened")[3]
     for i in range(first):
         assert torch.equal(output.class_logits[i], replay.output.class_logits[i])
 
@@ -231,14 +230,14 @@ def test_painting_the_mask_that_was_there_changes_nothing(replay: Replay, layer:
         output = replay.run([edit], attention_weights=False)
         assert_same(output, replay.output)
         for other in range(1, LAYERS + 1):
-            was = seen(replay.output, other, "attention_blocked")
-            assert torch.equal(seen(output, other, "attention_blocked"), was)
+            was = seen(replay.output, other, "blocked")
+            assert torch.equal(seen(output, other, "blocked"), was)
         assert replay.change(output).num_changed == 0
 
 
 def test_some_rows_were_opened_by_the_fallback(replay: Replay) -> None:
     """Else the test above would not try them."""
-    assert any(seen(replay.output, layer, "attention_opened").any() for layer in range(1, LAYERS + 1))
+    assert any(seen(replay.output, layer, "opened").any() for layer in range(1, LAYERS + 1))
 
 
 def test_a_painted_row_is_what_the_layer_sees(model, replay: Replay) -> None:
@@ -247,7 +246,7 @@ def test_a_painted_row_is_what_the_layer_sees(model, replay: Replay) -> None:
     cross = seen(output, 2, "cross_attention")[:, 4].unflatten(1, replay.grid(2)).numpy()
     assert (cross[:, painted] == 0).all()
     assert (cross[:, ~painted] > 0).all()
-    blocked = seen(replay.output, 2, "attention_blocked").clone()
+    blocked = seen(replay.output, 2, "blocked").clone()
     blocked[4] = torch.from_numpy(painted).flatten()
     memory, decoder = replay._memory, model.transformer_decoder
     with torch.inference_mode():
@@ -262,19 +261,19 @@ def test_a_row_painted_shut_is_opened_by_the_fallback(replay: Replay) -> None:
     shut = np.ones(replay.grid(3), bool)
     output, open_by_hand = replay.run([PaintAttention(3, 4, shut)]), replay.run([Unmask(3, 4)])
     assert_same(output, open_by_hand)
-    assert seen(output, 3, "attention_opened")[4]
-    assert not seen(open_by_hand, 3, "attention_opened")[4]
-    assert not seen(output, 3, "attention_blocked")[4].any()
+    assert seen(output, 3, "opened")[4]
+    assert not seen(open_by_hand, 3, "opened")[4]
+    assert not seen(output, 3, "blocked")[4].any()
 
 
 def test_masking_is_switched_off_for_one_query_or_for_all(replay: Replay) -> None:
     one, everyone = replay.run([Unmask(2, 1)]), replay.run([Unmask(2)])
-    was = seen(replay.output, 2, "attention_blocked")
+    was = seen(replay.output, 2, "blocked")
     rest = [query for query in range(QUERIES) if query != 1]
-    assert not seen(one, 2, "attention_blocked")[1].any()
-    assert torch.equal(seen(one, 2, "attention_blocked")[rest], was[rest])
+    assert not seen(one, 2, "blocked")[1].any()
+    assert torch.equal(seen(one, 2, "blocked")[rest], was[rest])
     assert was.any()
-    assert not seen(everyone, 2, "attention_blocked").any()
+    assert not seen(everyone, 2, "blocked").any()
     assert (seen(everyone, 2, "cross_attention") > 0).all()
     assert_same(everyone, replay.run([Unmask(2, query) for query in range(QUERIES)]))
 
@@ -283,8 +282,8 @@ def test_the_later_of_two_edits_holds(replay: Replay) -> None:
     painted = np.zeros(replay.grid(2), bool)
     painted[0] = True
     paint, unmask = PaintAttention(2, 1, painted), Unmask(2)
-    assert seen(replay.run([unmask, paint]), 2, "attention_blocked").sum() == 6
-    assert not seen(replay.run([paint, unmask]), 2, "attention_blocked").any()
+    assert seen(replay.run([unmask, paint]), 2, "blocked").sum() == 6
+    assert not seen(replay.run([paint, unmask]), 2, "blocked").any()
     assert probabilities(replay.run([ForceClass(1, 0), ForceClass(1, 3)]))[1, 3] == 1
     assert_same(replay.run([Mute(1, from_layer=4), Mute(1, from_layer=2)]), replay.run([Mute(1, from_layer=2)]))
 
@@ -298,12 +297,62 @@ def test_grids_cover_the_padding(replay: Replay) -> None:
     assert not torch.equal(replay.run([PaintAttention(3, 4, hidden)]).class_logits[3], replay.output.class_logits[3])
 
 
+def test_replay_runs_decoder_variants() -> None:
+    """Start and step are the decoder's own: queries of another kind, and an order of levels of its own."""
+
+    class Variant(TransformerDecoder):
+        def start(self, memory: DecoderMemory) -> DecoderState:
+            queries = self.query_features.neg().expand(len(memory.mask_features), -1, -1)
+            return DecoderState(queries, *self.predict(queries), self.query_positions)
+
+        def step(self, state: DecoderState, index: int, memory: DecoderMemory) -> DecoderState:
+            after = super().step(state, index, memory)
+            queries = after.queries + 0.5 * state.queries
+            class_logits, embeddings = self.predict(queries)
+            return after._replace(queries=queries, class_logits=class_logits, embeddings=embeddings)
+
+        def level_of(self, index: int) -> int:
+            return 2 - super().level_of(index)
+
+    model = sure_model()
+    decoder = Variant(model.config)
+    decoder.load_state_dict(model.transformer_decoder.state_dict())
+    model.transformer_decoder = decoder
+    replay = Replay(model, IMAGE)
+    assert_same(replay.run(), forward(model))
+    assert [replay.grid(layer) for layer in range(1, 4)] == [(8, 12), (4, 6), (2, 3)]
+    edits = [Mute(3, from_layer=2), PaintAttention(1, 4, np.eye(8, 12, dtype=bool)), ForceClass(1, 0)]
+    output = replay.run(edits)
+    assert_same(output, replay.run(edits, attention_weights=False))
+    assert seen(output, 1, "blocked")[4].sum() == 8
+    smaller = copy.deepcopy(model)
+    kept = [0, 1, 2, 4, 5, 6, 7]
+    for name in ("query_features", "query_positions"):
+        setattr(smaller.transformer_decoder, name, nn.Parameter(getattr(decoder, name)[kept]))
+    expected, muted = forward(smaller), replay.run([Mute(3)])
+    for layer in range(1, LAYERS + 1):
+        assert torch.equal(muted.class_logits[layer][:, kept], expected.class_logits[layer])
+
+
+def test_replay_names_decoders_that_do_not_edit() -> None:
+    class Stubborn(TransformerDecoder):
+        def attention_mask(self, state: DecoderState, index: int, memory: DecoderMemory) -> tuple[Tensor, Tensor]:
+            return super().attention_mask(state, index, memory._replace(edit_attention=None))
+
+    model = sure_model()
+    model.transformer_decoder = Stubborn(model.config)
+    replay = Replay(model, IMAGE)
+    with pytest.raises(ValueError, match=r"Layer 2 of this Stubborn does not use memory\.edit_attention"):
+        replay.run([Unmask(2)])
+    replay.run([Mute(1), ForceClass(2, 1)])
+
+
 def test_edits_do_not_change_what_is_kept(replay: Replay) -> None:
-    kept = [tensor.clone() for step in replay._steps for tensor in step if tensor is not None]
+    kept = [tensor.clone() for state in replay._states for tensor in state if isinstance(tensor, Tensor)]
     replay.run(
         [Mute(0), Mute(1, None), ForceClass(2, 1, True), Unmask(1), PaintAttention(2, 3, np.eye(4, 6, dtype=bool))]
     )
-    now = [tensor for step in replay._steps for tensor in step if tensor is not None]
+    now = [tensor for state in replay._states for tensor in state if isinstance(tensor, Tensor)]
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
     painted = np.zeros((4, 6), bool)
     edit = PaintAttention(2, 3, torch.from_numpy(painted))
@@ -320,8 +369,8 @@ def test_edits_do_not_change_what_is_kept(replay: Replay) -> None:
         (Mute(8), "no query 8; they are numbered 0…7"),
         (Mute(-1), "no query -1"),
         (Mute(None), "no query None"),
-        (Mute(0, from_layer=5), r"no layer 5; layers are numbered 1…4 .* from_layer=None"),
-        (Unmask(0), r"no layer 0; layers are numbered 1…4 \(layer n is decoder.layer.n-1\)\.$"),
+        (Mute(0, from_layer=5), r"no layer 5; layers are numbered 1…4.* from_layer=None"),
+        (Unmask(0), r"no layer 0; layers are numbered 1…4\.$"),
         (ForceClass(0, 5), "no class 5; they are numbered 0…3, 4: no object"),
         (ForceClass(0, "bus"), "no class 'bus'; there are road, sky, car, tree, no object"),
         (PaintAttention(3, 0, np.zeros((7, 12), bool)), "8 × 12 cells of stride 8, padding included, .* 7 × 12"),

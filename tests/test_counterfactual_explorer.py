@@ -14,8 +14,8 @@ from m2f_lab.data import Classes, distinct_colors
 from m2f_lab.explore import CounterfactualExplorer, ForceClass, Mute, PaintAttention, Replay, Unmask, plots
 from m2f_lab.explore.counterfactuals.label_change import compare_label_maps
 from m2f_lab.explore.counterfactuals.views import LONGEST_EDGE, change_caption, edits_as_text, named_maps
+from m2f_lab.explore.parts.labels import OPENED
 from m2f_lab.explore.queries.trace import trace_queries
-from m2f_lab.explore.queries.views import OPENED
 from m2f_lab.model import Mask2Former
 from tests.toy_model import CLASSES, IMAGE, LAYERS, QUERIES, sure_model
 
@@ -65,7 +65,7 @@ def test_a_click_on_mute_is_the_function(model: Mask2Former, tool: Counterfactua
     before = expected.label_map(expected.output)
     assert np.array_equal(shown_map(tool, "result", 1), before)
     tool.layer, tool.query = 2, 6
-    tool.controls.mute.click()
+    tool.buttons["mute"].click()
     assert tool.edits == (Mute(6, from_layer=2),)
     after = expected.label_map(expected.run([Mute(6, from_layer=2)]))
     assert not np.array_equal(before, after)
@@ -75,15 +75,15 @@ def test_a_click_on_mute_is_the_function(model: Mask2Former, tool: Counterfactua
     assert shown_hidden(tool, 2, 6).all()
     assert caption(tool, 2, 6)["text"] == "Layer 2, query 6: muted, it sees nothing"
     assert "cells hidden" in caption(tool, 1, 6)["text"]
-    assert tool.controls.edits.value == "<ol><li>query 6: muted from layer 2 on</li></ol>"
-    assert tool.controls.status.value == f"computed in {1000 * tool.seconds:.0f} ms"
+    assert tool.edit_list.value == "<ol><li>query 6: muted from layer 2 on</li></ol>"
+    assert tool.status.value == f"computed in {1000 * tool.seconds:.0f} ms"
 
 
 def test_every_button_makes_its_edit(tool: CounterfactualExplorer) -> None:
     tool.layer, tool.query = 3, 1
-    tool.controls.class_menu.label = "car"
-    for button in ("leave_out", "force_class", "unmask", "unmask_all"):
-        getattr(tool.controls, button).click()
+    tool.class_menu.label = "car"
+    for button in ("leave-out", "force-class", "unmask", "unmask-all"):
+        tool.buttons[button].click()
     assert tool.edits == (Mute(1, None), ForceClass(1, 2), Unmask(3, 1), Unmask(3))
     assert not shown_hidden(tool, 3, 4).any()
     assert "by hand" in caption(tool, 3, 4)["text"]
@@ -91,22 +91,22 @@ def test_every_button_makes_its_edit(tool: CounterfactualExplorer) -> None:
 
 
 def test_undo_redo_and_reset(tool: CounterfactualExplorer) -> None:
-    controls = tool.controls
-    assert [controls.undo.disabled, controls.redo.disabled, controls.reset.disabled] == [True, True, True]
+    controls = tool.buttons
+    assert [controls["undo"].disabled, controls["redo"].disabled, controls["reset"].disabled] == [True, True, True]
     original = shown_map(tool, "result", 1).copy()
     tool.apply(Mute(6))
     muted = shown_map(tool, "result", 1).copy()
-    assert [controls.undo.disabled, controls.redo.disabled, controls.reset.disabled] == [False, True, False]
-    controls.undo.click()
+    assert [controls["undo"].disabled, controls["redo"].disabled, controls["reset"].disabled] == [False, True, False]
+    controls["undo"].click()
     assert tool.edits == ()
     assert np.array_equal(shown_map(tool, "result", 1), original)
-    assert [controls.undo.disabled, controls.redo.disabled] == [True, False]
-    controls.redo.click()
+    assert [controls["undo"].disabled, controls["redo"].disabled] == [True, False]
+    controls["redo"].click()
     assert np.array_equal(shown_map(tool, "result", 1), muted)
-    controls.reset.click()
+    controls["reset"].click()
     assert tool.edits == ()
     assert tool.change.num_changed == 0
-    assert "Nothing is changed" in controls.edits.value
+    assert "Nothing is changed" in tool.edit_list.value
     tool.undo()
     assert tool.edits == (Mute(6),)
 
@@ -126,10 +126,10 @@ def test_keys_mute_undo_and_redo(tool: CounterfactualExplorer, picture: str) -> 
 def test_arrows_choose_on_every_picture(tool: CounterfactualExplorer) -> None:
     links = {pair for links in tool._links for pair in links.pairs}
     for name, view in tool.views.items():
-        assert (tool.controls.layer, "index", view, "stack") in links
+        assert (tool.layer_slider, "index", view, "stack") in links
         view.set_state({"stack": LAYERS - 1})
         if name != "result":  # there, they switch between before and now
-            assert (tool.controls.query, "value", view, "index") in links
+            assert (tool.query_slider, "value", view, "index") in links
             view.set_state({"index": QUERIES - 1})
 
 
@@ -137,15 +137,15 @@ def test_each_click_runs_the_decoder_once(tool: CounterfactualExplorer, monkeypa
     runs = []
     run = Replay.run
     monkeypatch.setattr(Replay, "run", lambda self, *a, **k: runs.append(a) or run(self, *a, **k))
-    tool.controls.mute.click()
+    tool.buttons["mute"].click()
     assert len(runs) == 1
     paint(tool, 1, 0, [0, 1], True)
     assert len(runs) == 2
-    tool.controls.undo.click()
+    tool.buttons["undo"].click()
     assert len(runs) == 3
-    tool.controls.query.value = 3  # choosing runs nothing
-    tool.controls.layer.index = 0
-    tool.controls.brush.value = 1
+    tool.query_slider.value = 3  # choosing runs nothing
+    tool.layer_slider.index = 0
+    tool.brush.value = 1
     assert len(runs) == 3
 
 
@@ -156,8 +156,8 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace(tool: CounterfactualEx
     with pytest.raises(ValueError, match="All 8 queries are muted"):
         tool.apply(Mute(QUERIES - 1))
     tool.query = QUERIES - 1
-    tool.controls.mute.click()  # a person is told in the notebook
-    assert "All 8 queries are muted" in tool.controls.status.value
+    tool.buttons["mute"].click()  # a person is told in the notebook
+    assert "All 8 queries are muted" in tool.status.value
     assert tool.edits == edits
     assert np.array_equal(shown_map(tool, "result", 1), shown)
     with pytest.raises(ValueError, match="no query 8"):
@@ -202,7 +202,7 @@ def test_a_row_painted_shut_is_opened_and_the_browser_is_told(tool: Counterfactu
 
 def test_the_brush_is_chosen_by_name(tool: CounterfactualExplorer) -> None:
     for label, brush in (("hide", 1), ("show", -1), ("choose", 0)):
-        tool.controls.brush.label = label
+        tool.brush.label = label
         assert tool.views["hidden"].brush == brush
 
 
@@ -241,12 +241,12 @@ def test_a_click_chooses_the_query_that_contributes_most_now(tool: Counterfactua
 
 def test_everything_is_linked_in_the_browser(tool: CounterfactualExplorer) -> None:
     links = {pair for links in tool._links for pair in links.pairs}
-    controls, hidden = tool.controls, tool.views["hidden"]
-    assert (controls.query, "value", hidden, "index") in links
-    assert (controls.query, "value", controls.query_menu, "index") in links
-    assert (controls.layer, "index", hidden, "stack") in links
-    assert (controls.state, "index", tool.views["result"], "index") in links
-    assert (controls.radius, "value", hidden, "brush_radius") in links
+    hidden = tool.views["hidden"]
+    assert (tool.query_slider, "value", hidden, "index") in links
+    assert (tool.query_slider, "value", tool.query_menu, "index") in links
+    assert (tool.layer_slider, "index", hidden, "stack") in links
+    assert (tool.state, "index", tool.views["result"], "index") in links
+    assert (tool.radius_slider, "value", hidden, "brush_radius") in links
     assert (tool.layer, hidden.stack) == (LAYERS, LAYERS - 1)
 
 

@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 from ipywidgets.widgets.widget import _instances
 
-from m2f_lab.explore import CounterfactualExplorer, MatchingInspector, PixelLedger, QueryExplorer, SamplingViewer
-from m2f_lab.explore.parts.tool import Explorer
+from m2f_lab.explore import CounterfactualExplorer, MatchingExplorer, PixelExplorer, QueryExplorer, SamplingExplorer
+from m2f_lab.explore.parts.tool import Tool
 from m2f_lab.model import Mask2Former
 from tests.toy_model import IMAGE, sure_model
 
 ROOT = Path(__file__).parents[1]
 TRUTH = np.repeat(np.arange(3), 30)[None].repeat(50, axis=0).astype(np.uint8)
 
-TOOLS: dict[str, Callable[[Mask2Former], Explorer]] = {
+TOOLS: dict[str, Callable[[Mask2Former], Tool]] = {
     "QueryExplorer": lambda model: QueryExplorer(model, IMAGE),
-    "PixelLedger": lambda model: PixelLedger(model, IMAGE),
+    "PixelExplorer": lambda model: PixelExplorer(model, IMAGE),
     "CounterfactualExplorer": lambda model: CounterfactualExplorer(model, IMAGE),
-    "SamplingViewer": lambda model: SamplingViewer(model, IMAGE),
-    "MatchingInspector": lambda model: MatchingInspector(model, IMAGE, TRUTH),
+    "SamplingExplorer": lambda model: SamplingExplorer(model, IMAGE),
+    "MatchingExplorer": lambda model: MatchingExplorer(model, IMAGE, TRUTH),
 }
 
 
-def arrays_of(tool: Explorer) -> list[object]:
+def arrays_of(tool: Tool) -> list[object]:
     """What is large, by the tool's own names for it."""
     names = ("trace", "_output", "_masks", "replay", "output", "change")
     held = [getattr(tool, name) for name in names if getattr(tool, name, None) is not None]
@@ -57,7 +57,7 @@ import json
 import torch
 from m2f_lab import recipes
 from m2f_lab.scenes import draw_street
-from m2f_lab.explore import CounterfactualExplorer, MatchingInspector, PixelLedger, QueryExplorer, SamplingViewer
+from m2f_lab.explore import CounterfactualExplorer, MatchingExplorer, PixelExplorer, QueryExplorer, SamplingExplorer
 from m2f_lab.model import build_model
 
 torch.set_num_threads(1)
@@ -68,10 +68,10 @@ def memory():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 
 seen = {}
-for tool in (QueryExplorer, PixelLedger, CounterfactualExplorer, SamplingViewer, MatchingInspector):
+for tool in (QueryExplorer, PixelExplorer, CounterfactualExplorer, SamplingExplorer, MatchingExplorer):
     held, closed = seen[tool.__name__] = [], []
     for _ in range(3):
-        opened = tool(model, scene.image, *([scene.class_ids % 19] if tool is MatchingInspector else []))
+        opened = tool(model, scene.image, *([scene.class_ids % 19] if tool is MatchingExplorer else []))
         held.append(memory())
         opened.close()
         closed.append(memory())

@@ -8,7 +8,7 @@ import torch
 from toy_output import toy_output
 
 from m2f_lab.data import Classes
-from m2f_lab.explore import PixelLedger
+from m2f_lab.explore import PixelExplorer
 from m2f_lab.explore.pixels.explorer import note_of, read_maps
 from m2f_lab.explore.pixels.ledger import ledger_at
 from m2f_lab.inference import postprocess
@@ -79,8 +79,8 @@ CLASSES = Classes(("road", "sky", "tree", "car"), ((9, 9, 9), (0, 0, 200), (0, 2
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
 
-def some_ledger(**options) -> PixelLedger:
-    return PixelLedger.from_output(toy_output(num_queries=12), IMAGE, classes=CLASSES, **options)
+def some_ledger(**options) -> PixelExplorer:
+    return PixelExplorer.from_output(toy_output(num_queries=12), IMAGE, classes=CLASSES, **options)
 
 
 def test_the_maps_are_those_of_the_semantic_result() -> None:
@@ -141,7 +141,7 @@ def test_arrows_on_both_pictures_change_the_class() -> None:
 
 def test_figure_name_and_end() -> None:
     tool = some_ledger()
-    assert repr(tool) == "PixelLedger(12 queries, 96 × 64 pixels)"
+    assert repr(tool) == "PixelExplorer(12 queries, 96 × 64 pixels)"
     assert "pixel (48, 32)" in tool.figure().axes[0].get_title()
     tool.choose(5, 6)
     assert "pixel (5, 6)" in tool.figure().axes[0].get_title()
@@ -151,17 +151,17 @@ def test_figure_name_and_end() -> None:
 
 
 def test_classes_that_are_not_known_get_names_and_colours() -> None:
-    tool = PixelLedger.from_output(toy_output(), IMAGE)
+    tool = PixelExplorer.from_output(toy_output(), IMAGE)
     tool.choose(0, 0)
     assert "class " in tool.views["score"].notes[0][0]["text"]
     with pytest.raises(ValueError, match="predicts 6 classes, but there are 4 class names"):
-        PixelLedger.from_output(toy_output(num_classes=6), IMAGE, classes=CLASSES)
+        PixelExplorer.from_output(toy_output(num_classes=6), IMAGE, classes=CLASSES)
 
 
 def test_outputs_of_training_and_of_nan() -> None:
     output = toy_output()
     output.class_logits[-1].requires_grad_()
-    assert PixelLedger.from_output(output, IMAGE).choose(3, 4).label in range(4)
+    assert PixelExplorer.from_output(output, IMAGE).choose(3, 4).label in range(4)
     output.class_logits[-1].detach()[0, 2] = np.nan
     with pytest.raises(ValueError, match="class logits of prediction 4 hold NaN"):
-        PixelLedger.from_output(output, IMAGE)
+        PixelExplorer.from_output(output, IMAGE)

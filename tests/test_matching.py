@@ -13,13 +13,13 @@ from scipy.optimize import linear_sum_assignment
 from m2f_lab.explore.matching.trace import (
     NONE,
     checked_target,
-    kept_share,
     matched_masks,
     resize_target,
     runners_up,
     seeded_points,
     trace_matching,
 )
+from m2f_lab.explore.parts.reading import kept_share
 from m2f_lab.loss import Criterion, NonFiniteError
 from m2f_lab.structures import MaskLogits, Output, Target
 from tests.toy_output import toy_output

@@ -1,4 +1,4 @@
-"""MatchingInspector: what is shown is what the matcher chose; driven without a browser."""
+"""MatchingExplorer: what is shown is what the matcher chose; driven without a browser."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from m2f_lab.data import open_dataset
-from m2f_lab.explore import MatchingInspector
+from m2f_lab.explore import MatchingExplorer
 from m2f_lab.explore.matching.trace import NONE, seeded_points
 from m2f_lab.explore.matching.views import (
-    MATRICES,
     MatrixLayout,
     cost_table,
     margin_in_words,
+    matrices,
     matrix_marks,
     matrix_stacks,
     over_training,
@@ -40,7 +40,7 @@ def toy_model(num_queries: int = 5, seed: int = 0):
 
 @pytest.fixture
 def inspector():
-    made = MatchingInspector(toy_model(), IMAGE, toy_target(), criterion=CRITERION)
+    made = MatchingExplorer(toy_model(), IMAGE, toy_target(), criterion=CRITERION)
     yield made
     made.close()
 
@@ -48,12 +48,12 @@ def inspector():
 @pytest.fixture
 def several():
     models = {"step 1": toy_model(), "step 2": toy_model(seed=1), "step 3": toy_model(seed=2)}
-    made = MatchingInspector(models, IMAGE, toy_target(), criterion=CRITERION)
+    made = MatchingExplorer(models, IMAGE, toy_target(), criterion=CRITERION)
     yield made
     made.close()
 
 
-def mask_of(inspector: MatchingInspector, view: str, prediction: int, segment: int, channel: int = 0) -> np.ndarray:
+def mask_of(inspector: MatchingExplorer, view: str, prediction: int, segment: int, channel: int = 0) -> np.ndarray:
     """What a browser would show there."""
     shown = inspector.views[view]
     shown.set_state({"stack": prediction, "index": segment, "channel": channel})
@@ -63,7 +63,7 @@ def mask_of(inspector: MatchingInspector, view: str, prediction: int, segment: i
 # ------------------------------------------------------------------------------------------ what is shown
 
 
-def test_the_choice_shown_is_the_criterions(inspector: MatchingInspector) -> None:
+def test_the_choice_shown_is_the_criterions(inspector: MatchingExplorer) -> None:
     output = toy_model()(None)
     matching = CRITERION.matcher(output, [toy_target()], seeded_points(CRITERION.num_points))
     for prediction in range(5):
@@ -75,7 +75,7 @@ def test_the_choice_shown_is_the_criterions(inspector: MatchingInspector) -> Non
             assert caption["table"]["rows"][marked][0] == str(query)
 
 
-def test_masks_of_choice_and_runner_up_lie_over_their_segment(inspector: MatchingInspector) -> None:
+def test_masks_of_choice_and_runner_up_lie_over_their_segment(inspector: MatchingExplorer) -> None:
     truth = toy_target().dense()[:, 2::4, 2::4].numpy()  # at the centres of the cells: stride 4
     inside = torch.stack([masks.dense()[0] for masks in toy_model()(None).masks])[:, :, :15, :22].numpy() >= 0
     trace = inspector.trace
@@ -89,7 +89,7 @@ def test_masks_of_choice_and_runner_up_lie_over_their_segment(inspector: Matchin
             np.testing.assert_array_equal(mask_of(inspector, view, prediction, segment), expected)
 
 
-def test_the_table_holds_the_terms_and_their_sum(inspector: MatchingInspector) -> None:
+def test_the_table_holds_the_terms_and_their_sum(inspector: MatchingExplorer) -> None:
     table = inspector.views["choice"].captions[3][1]["table"]
     assert [text for text, _ in table["header"]] == ["query", "class", "mask", "dice", "cost", ""]
     assert all(tooltip for text, tooltip in table["header"][1:-1])
@@ -102,7 +102,7 @@ def test_the_table_holds_the_terms_and_their_sum(inspector: MatchingInspector) -
     assert [float(row[4]) for row in table["rows"]] == sorted(float(row[4]) for row in table["rows"])
 
 
-def test_the_margin_in_words(inspector: MatchingInspector) -> None:
+def test_the_margin_in_words(inspector: MatchingExplorer) -> None:
     trace = inspector.trace
     chosen, rival, margin = (values[2, 1] for values in (trace.chosen, trace.runner_up, trace.margin))
     text = inspector.views["rival"].captions[2][1]["text"]
@@ -114,25 +114,25 @@ def test_the_margin_in_words(inspector: MatchingInspector) -> None:
 
 
 def test_words_where_there_is_no_runner_up() -> None:
-    alone = MatchingInspector(toy_model(num_queries=1), IMAGE, toy_target(1), criterion=CRITERION)
-    assert margin_in_words(alone.trace, 0, 0) == "Query 0 is the only query; nobody else could get it."
-    crowded = MatchingInspector(toy_model(num_queries=2), IMAGE, toy_target(4), criterion=CRITERION)
+    alone = MatchingExplorer(toy_model(num_queries=1), IMAGE, toy_target(1), criterion=CRITERION)
+    assert margin_in_words(alone.trace, 0, 0) == "Query 0 is the only query; no other could get it."
+    crowded = MatchingExplorer(toy_model(num_queries=2), IMAGE, toy_target(4), criterion=CRITERION)
     left = int(np.flatnonzero(crowded.trace.chosen[0] == NONE)[0])
     assert margin_in_words(crowded.trace, 0, left) == "No query is left for it: there are 4 segments and 2 queries."
     assert "got no query" in crowded.views["choice"].captions[0][left]["text"]
     without = [t for t in range(4) if crowded.trace.chosen[0, t] != NONE and crowded.trace.runner_up[0, t] == NONE]
     for segment in without:
-        assert "it would go without" in margin_in_words(crowded.trace, 0, segment)
+        assert "it would get none" in margin_in_words(crowded.trace, 0, segment)
 
 
 # ------------------------------------------------------------------------------------------ the matrix
 
 
-def test_cells_stand_for_costs(inspector: MatchingInspector) -> None:
+def test_cells_stand_for_costs(inspector: MatchingExplorer) -> None:
     trace, cells = inspector.trace, inspector.cells
     view = inspector.views["matrix"]
     scales = np.frombuffer(view.scales, "<f4").reshape(5, 3, 4)
-    for channel, term in enumerate(MATRICES):
+    for channel, term in enumerate(matrices(trace)):
         costs = trace.cost if term == "sum" else trace.terms[term]
         shown = mask_of(inspector, "matrix", 2, 1, channel)[1:, cells.margin :]
         above = shown / 255 * scales[2, 1, channel]
@@ -141,14 +141,14 @@ def test_cells_stand_for_costs(inspector: MatchingInspector) -> None:
     assert (cost_table()[: shown.max() + 1, 3] == 255).all()
 
 
-def test_every_mask_of_the_matrix_marks_its_own_row(inspector: MatchingInspector) -> None:
+def test_every_mask_of_the_matrix_marks_its_own_row(inspector: MatchingExplorer) -> None:
     stacks, _ = matrix_stacks(inspector.trace, inspector.cells)
     for segment in range(3):
         names = stacks[0][segment, 0, :, : inspector.cells.margin]
         assert (names == 255).all(axis=1).tolist() == [False, *(segment == row for row in range(3))]
 
 
-def test_dots_mark_choice_and_runner_up(inspector: MatchingInspector) -> None:
+def test_dots_mark_choice_and_runner_up(inspector: MatchingExplorer) -> None:
     trace, cells = inspector.trace, inspector.cells
     dots = matrix_marks(trace, cells)
     assert dots.shape == (1, 1, 5, 3, 6, 3)
@@ -174,13 +174,13 @@ def test_the_matrix_finds_its_cells(num_queries: int) -> None:
 # ------------------------------------------------------------------------------------------ what a person does
 
 
-def click(inspector: MatchingInspector, segment: int, query: int) -> None:
+def click(inspector: MatchingExplorer, segment: int, query: int) -> None:
     height, width = inspector.cells.canvas().shape[:2]
     x, y = inspector.cells.center(segment, query)
     inspector.views["matrix"].set_state({"clicked": [int(x * width), int(y * height)]})
 
 
-def test_a_click_on_a_cell_lays_its_query_over_its_segment(inspector: MatchingInspector) -> None:
+def test_a_click_on_a_cell_lays_its_query_over_its_segment(inspector: MatchingExplorer) -> None:
     before = mask_of(inspector, "rival", 4, 2).copy()
     query = next(q for q in range(5) if q != inspector.trace.runner_up[4, 2])
     click(inspector, 2, query)
@@ -193,19 +193,19 @@ def test_a_click_on_a_cell_lays_its_query_over_its_segment(inspector: MatchingIn
     np.testing.assert_array_equal(mask_of(inspector, "rival", 4, 2), before)
 
 
-def test_a_click_on_a_name_keeps_the_query(inspector: MatchingInspector) -> None:
+def test_a_click_on_a_name_keeps_the_query(inspector: MatchingExplorer) -> None:
     inspector.query = 3
     inspector.views["matrix"].set_state({"clicked": [2, 30]})
     inspector.views["matrix"].set_state({"clicked": [400, 2]})
     assert inspector.query == 3
 
 
-def test_another_checkpoint_is_shown_in_all_pictures(several: MatchingInspector) -> None:
+def test_another_checkpoint_is_shown_in_all_pictures(several: MatchingExplorer) -> None:
     assert several.checkpoint == "step 3"
     before = {name: (view.masks, view.captions) for name, view in several.views.items()}
     several.checkpoint_slider.set_state({"value": 0})
     assert several.checkpoint == several.checkpoint_label.value == "step 1"
-    alone = MatchingInspector(toy_model(), IMAGE, toy_target(), criterion=CRITERION)
+    alone = MatchingExplorer(toy_model(), IMAGE, toy_target(), criterion=CRITERION)
     for name, view in several.views.items():
         assert view.masks == alone.views[name].masks != before[name][0]
         assert view.captions == alone.views[name].captions
@@ -214,14 +214,14 @@ def test_another_checkpoint_is_shown_in_all_pictures(several: MatchingInspector)
 
 
 def test_all_checkpoints_are_compared_at_the_same_points() -> None:
-    twins = MatchingInspector({"a": toy_model(), "b": toy_model()}, IMAGE, toy_target(), criterion=CRITERION)
+    twins = MatchingExplorer({"a": toy_model(), "b": toy_model()}, IMAGE, toy_target(), criterion=CRITERION)
     np.testing.assert_array_equal(twins.traces["a"].cost, twins.traces["b"].cost)
     points = seeded_points(CRITERION.num_points, seed=4)
-    other = MatchingInspector(toy_model(), IMAGE, toy_target(), criterion=CRITERION, points=points)
+    other = MatchingExplorer(toy_model(), IMAGE, toy_target(), criterion=CRITERION, points=points)
     assert (other.trace.cost != twins.traces["a"].cost).any()
 
 
-def test_the_table_over_training_marks_what_changed(several: MatchingInspector) -> None:
+def test_the_table_over_training_marks_what_changed(several: MatchingExplorer) -> None:
     several.layer_slider.set_state({"value": 2})
     queries = [several.traces[name].chosen[2].tolist() for name in several.traces]
     rows = re.findall(r"<tr>(.*?)</tr>", several.table.value)[1:]
@@ -237,24 +237,24 @@ def test_the_table_over_training_marks_what_changed(several: MatchingInspector) 
 
 def test_outputs_that_are_there_already() -> None:
     outputs = {"early": toy_model()(None), "late": toy_model(seed=1)(None)}
-    made = MatchingInspector.from_output(outputs, IMAGE, toy_target(), criterion=CRITERION)
+    made = MatchingExplorer.from_output(outputs, IMAGE, toy_target(), criterion=CRITERION)
     for name, model in (("early", toy_model()), ("late", toy_model(seed=1))):
-        expected = MatchingInspector(model, IMAGE, toy_target(), criterion=CRITERION).trace
+        expected = MatchingExplorer(model, IMAGE, toy_target(), criterion=CRITERION).trace
         np.testing.assert_array_equal(made.traces[name].cost, expected.cost)
     assert not made.views["matrix"].coordinates  # its pixels are no pixels of the image
     assert made.views["choice"].num_channels == made.views["matrix"].num_channels == 4
 
 
-def test_names_and_classes(inspector: MatchingInspector) -> None:
+def test_names_and_classes(inspector: MatchingExplorer) -> None:
     assert inspector.names == ["0 class 0", "1 class 1", "2 class 2"]
     assert [text for text, _ in inspector.segment_menu.options] == [f"segment {name}" for name in inspector.names]
-    assert repr(inspector) == "MatchingInspector(1 model, 3 segments, 5 queries, 5 predictions)"
+    assert repr(inspector) == "MatchingExplorer(1 model, 3 segments, 5 queries, 5 predictions, 88 × 60 pixels)"
 
 
 # ------------------------------------------------------------------------------------------ on paper and from disk
 
 
-def test_the_figure_shows_terms_margins_and_layers(inspector: MatchingInspector) -> None:
+def test_the_figure_shows_terms_margins_and_layers(inspector: MatchingExplorer) -> None:
     figure = inspector.figure(layer=1)
     drawn = [ax for ax in figure.axes if ax.get_title()]
     assert [ax.get_title() for ax in drawn] == ["class cost", "mask cost", "dice cost", "margin", "query by layer"]
@@ -273,12 +273,12 @@ def test_the_figure_shows_terms_margins_and_layers(inspector: MatchingInspector)
 
 @pytest.mark.parametrize(("num_queries", "num_segments"), [(1, 1), (2, 4)])
 def test_the_figure_where_something_is_missing(num_queries: int, num_segments: int) -> None:
-    made = MatchingInspector(toy_model(num_queries), IMAGE, toy_target(num_segments), criterion=CRITERION)
+    made = MatchingExplorer(toy_model(num_queries), IMAGE, toy_target(num_segments), criterion=CRITERION)
     made.figure().draw_without_rendering()
     assert made._repr_mimebundle_()["image/png"].startswith(b"\x89PNG")
 
 
-def test_a_page_stands_alone(several: MatchingInspector, tmp_path: Path) -> None:
+def test_a_page_stands_alone(several: MatchingExplorer, tmp_path: Path) -> None:
     several.checkpoint = "step 2"
     several.layer = 1
     several.save_html(tmp_path / "matching.html")
@@ -290,7 +290,7 @@ def test_a_page_stands_alone(several: MatchingInspector, tmp_path: Path) -> None
 
 def test_a_run_is_compared_with_itself(whole: Run, root: Path) -> None:
     sample = open_dataset("folder", root, "val")[0]
-    made = MatchingInspector.from_run(whole, sample.image, sample.label_map)
+    made = MatchingExplorer.from_run(whole, sample.image, sample.label_map)
     expected = ["last, step 6"] if whole.best["iteration"] == 6 else [f"best, step {whole.best['iteration']}"]
     assert list(made.traces)[:1] == expected
     assert made.checkpoint == "last, step 6"
@@ -302,16 +302,16 @@ def test_a_run_is_compared_with_itself(whole: Run, root: Path) -> None:
     matching = criterion.matcher(output, [target], seeded_points(criterion.num_points))
     query, segment = matching.of(2)
     assert made.trace.chosen[2][segment].tolist() == query.tolist()
-    again = MatchingInspector.from_run(str(whole.path), sample.image, sample.label_map, shortest_edge=32)
+    again = MatchingExplorer.from_run(str(whole.path), sample.image, sample.label_map, shortest_edge=32)
     assert (again.trace.cost != made.trace.cost).any()  # at another size
 
 
 # ------------------------------------------------------------------------------------------ what is refused
 
 
-def test_what_does_not_fit_is_named(inspector: MatchingInspector) -> None:
+def test_what_does_not_fit_is_named(inspector: MatchingExplorer) -> None:
     def make(target=None, model=None, **options):
-        return MatchingInspector(
+        return MatchingExplorer(
             toy_model() if model is None else model, IMAGE, toy_target() if target is None else target, **options
         )
 
@@ -336,7 +336,7 @@ def test_what_does_not_fit_is_named(inspector: MatchingInspector) -> None:
         inspector.checkpoint = "late"
 
 
-def test_close_gives_the_memory_back(inspector: MatchingInspector) -> None:
+def test_close_gives_the_memory_back(inspector: MatchingExplorer) -> None:
     inspector.close()
     assert inspector.traces == {}
     assert inspector.views == {}

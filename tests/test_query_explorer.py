@@ -7,7 +7,9 @@ import io
 import re
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
+import ipywidgets
 import numpy as np
 import pytest
 import torch
@@ -18,20 +20,13 @@ from PIL import Image
 from m2f_lab import recipes
 from m2f_lab.data import Classes
 from m2f_lab.explore import QueryExplorer, plots
-from m2f_lab.explore.parts.labels import class_labels, percent
+from m2f_lab.explore.parts.labels import OPENED, class_labels, percent, query_options
+from m2f_lab.explore.parts.reading import grid_size, rank_queries, read_masks, top_classes, winning_queries
 from m2f_lab.explore.queries import views as query_views
-from m2f_lab.explore.queries.trace import (
-    grid_size,
-    pool,
-    rank_queries,
-    read_masks,
-    top_classes,
-    trace_queries,
-    winning_queries,
-    with_mean,
-)
-from m2f_lab.explore.queries.views import OPENED, attention_pooling, make_views, query_options
+from m2f_lab.explore.queries.trace import pool, trace_queries, with_mean
+from m2f_lab.explore.queries.views import attention_pooling, make_views
 from m2f_lab.model import build_model
+from m2f_lab.model.transformer_decoder import TransformerDecoder
 from m2f_lab.structures import Output
 from tests.toy_output import toy_output
 
@@ -88,12 +83,12 @@ def test_attention_and_blocked_area_are_the_models_own() -> None:
     trace = trace_queries(output, index=1)
     assert trace.strides == (32, 16, 8, 32)
     for layer in range(4):
-        name = f"decoder.layer.{layer}"
-        height, width = output.intermediates["decoder.level_sizes"][layer % 3]
+        state = output.states[layer + 1]
+        height, width = output.level_sizes[layer % 3]
         weights, blocked = trace.attention[layer], trace.blocked[layer]
         assert weights.shape == (5, 2, height, width)
-        assert weights[3, 1].ravel().tolist() == output.intermediates[f"{name}.cross_attention"][1, 1, 3].tolist()
-        assert blocked[3].ravel().tolist() == output.intermediates[f"{name}.attention_blocked"][1, 3].tolist()
+        assert weights[3, 1].ravel().tolist() == state.cross_attention[1, 1, 3].tolist()
+        assert blocked[3].ravel().tolist() == state.blocked[1, 3].tolist()
         assert (weights.swapaxes(0, 1)[:, blocked] == 0).all()
         np.testing.assert_allclose(weights.sum(axis=(2, 3)), 1, atol=1e-5)
     assert trace.opened.tolist() == [[True, False, False, False, False]] * 4
@@ -115,9 +110,45 @@ def test_no_object_wins_nothing() -> None:
     assert winning_queries(classes, torch.ones(2, 1, 1)).item() == 0
 
 
-def test_an_output_without_intermediates_is_refused() -> None:
-    with pytest.raises(ValueError, match="return_intermediates=True"):
-        trace_queries(replace(toy_output(), intermediates=None))
+def without_weights(output: Output) -> Output:
+    return replace(output, states=tuple(state._replace(cross_attention=None) for state in output.states))
+
+
+def test_trace_without_attention_weights_keeps_the_rest() -> None:
+    output = toy_output()
+    trace, whole = trace_queries(without_weights(output)), trace_queries(output)
+    assert (trace.attention, trace.num_heads) == ((), 0)
+    assert whole.missing == ()
+    assert len(trace.missing) == 1
+    assert "keep_attention=True" in trace.missing[0]
+    assert all(np.array_equal(a, b) for a, b in zip(trace.blocked, whole.blocked, strict=True))
+    assert np.array_equal(trace.masks, whole.masks)
+
+
+def test_trace_without_states_keeps_predictions() -> None:
+    output = toy_output()
+    trace = trace_queries(replace(output, states=(), level_sizes=()))
+    assert (trace.blocked, trace.attention, trace.strides, trace.opened.shape) == ((), (), (), (0, 5))
+    assert len(trace.missing) == 1
+    assert "Output.states" in trace.missing[0]
+    assert np.array_equal(trace.masks, trace_queries(output).masks)
+
+
+def test_trace_of_layers_without_a_mask_hides_nothing() -> None:
+    output = toy_output()
+    states = tuple(state._replace(blocked=None, opened=None) for state in output.states)
+    trace = trace_queries(replace(output, states=states))
+    assert [blocked.shape for blocked in trace.blocked] == [weights[:, 0].shape for weights in trace.attention]
+    assert not any(blocked.any() for blocked in trace.blocked)
+    assert not trace.opened.any()
+
+
+def test_trace_reads_masks_with_features_of_their_own() -> None:
+    output = toy_output()
+    masks = [replace(masks, features=torch.randn_like(masks.features)) for masks in output.masks]
+    trace = trace_queries(replace(output, masks=masks))
+    for mask, prediction in zip(trace.masks, masks, strict=True):
+        np.testing.assert_allclose(mask, prediction.dense()[0].sigmoid().numpy(), atol=1e-5)
 
 
 def test_an_output_of_nan_is_refused() -> None:
@@ -223,12 +254,14 @@ def test_controls_speak_of_queries_layers_and_heads() -> None:
     assert (explorer.layer, explorer.query, explorer.head) == (2, 3, 1)
     assert explorer.layer_slider.value == 2
     assert explorer.order[explorer.query_slider.value] == 3
-    assert explorer.head_menu.label == "head 2"
+    assert explorer.head_menu.label == "head 1"
     explorer.query_slider.set_state({"value": 4})  # as the browser does it
     assert explorer.query == explorer.order[4]
-    for name, count in (("layer", 5), ("query", 5), ("head", 2)):
-        with pytest.raises(ValueError, match=rf"no {name} {count}; they are numbered 0…{count - 1}"):
-            setattr(explorer, name, count)
+    explorer.head = None
+    assert explorer.head_menu.label == "mean of 2 heads"
+    for name, wrong, numbers in (("layer", 5, "0…4"), ("query", 5, "0…4"), ("head", 3, "1…2"), ("head", 0, "1…2")):
+        with pytest.raises(ValueError, match=rf"no {name} {wrong}; they are numbered {numbers}"):
+            setattr(explorer, name, wrong)
 
 
 def test_everything_is_linked_in_the_browser() -> None:
@@ -286,10 +319,44 @@ def test_a_real_model_is_explored_and_left_as_it_was() -> None:
     with torch.inference_mode():
         model.eval()
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-        output: Output = model(pixels, return_intermediates=True)
+        output: Output = model(pixels, keep_attention=True)
     assert np.array_equal(explorer.trace.masks, trace_queries(output).masks)
     assert explorer.labels[0][0] == "road"
     assert repr(explorer) == "QueryExplorer(24 queries, 4 predictions, 70 × 50 pixels)"
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_explorer_shows_what_other_models_tell(states: bool, tmp_path: Path) -> None:
+    """A function that takes images and nothing else, as an architecture of one's own may be."""
+    whole = toy_output()
+    output = without_weights(whole) if states else replace(whole, states=(), level_sizes=())
+    explorer = QueryExplorer(lambda images: output, some_image())
+    assert list(explorer.views) == ["mask", "before", *(["blocked"] if states else []), "grid"]
+    (sentence,) = explorer.trace.missing
+    assert [row.value for row in explorer.children if isinstance(row, ipywidgets.HTML)] == [f"<i>{sentence}</i>"]
+    explorer.layer, explorer.query = 2, 3
+    explorer.figure()
+    explorer.save_html(tmp_path / "page.html")
+    assert '"label": "attention"' not in (tmp_path / "page.html").read_text(encoding="utf-8")
+    explorer.close()
+
+
+def test_explorer_asks_a_decoder_variant_for_its_attention() -> None:
+    class Reversed(TransformerDecoder):
+        def level_of(self, index: int) -> int:
+            return 2 - super().level_of(index)
+
+    model = build_model(recipes.debug_tiny(num_classes=4).model)
+    model.transformer_decoder = Reversed(model.config)
+    explorer = QueryExplorer(model, some_image())
+    assert explorer.trace.strides == (8, 16, 32)
+    assert list(explorer.views) == ["mask", "before", "blocked", "attention", "grid"]
+    explorer.close()
+
+
+def test_several_models_are_refused() -> None:
+    with pytest.raises(ValueError, match="QueryExplorer shows one model, got 2"):
+        QueryExplorer({"a": lambda images: None, "b": lambda images: None}, some_image())
 
 
 def test_the_model_may_see_the_image_smaller() -> None:
@@ -323,8 +390,8 @@ def test_the_page_has_the_same_controls(tmp_path) -> None:
 
 
 def test_a_figure_of_a_head_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match="no head 2; they are numbered 0…1"):
-        QueryExplorer.from_output(toy_output(), some_image()).figure(head=2)
+    with pytest.raises(ValueError, match="no head 3; they are numbered 1…2"):
+        QueryExplorer.from_output(toy_output(), some_image()).figure(head=3)
 
 
 def test_a_page_needs_its_folder(tmp_path) -> None:
@@ -354,7 +421,7 @@ def test_the_figure_shows_the_same_arrays(monkeypatch: pytest.MonkeyPatch) -> No
     explorer = QueryExplorer.from_output(toy_output(image_size=(40, 72)), some_image(40, 72), classes=CLASSES)
     trace, drawn = explorer.trace, {}
     monkeypatch.setattr(plots, "attention", lambda *arrays, title: drawn.update(arrays=arrays, title=title))
-    explorer.figure(layer=2, query=3, head=1)
+    explorer.figure(layer=2, query=3, head=2)
     image, before, blocked, weights, after = drawn["arrays"]
     assert np.array_equal(image, explorer.image)
     assert np.array_equal(before, trace.masks[1, 3])

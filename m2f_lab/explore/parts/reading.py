@@ -83,10 +83,10 @@ def read_masks(output: Output, index: int, size: tuple[int, int]) -> Tensor:
 
     Where image and grid fit the mask features exactly (no padding, stride 4), these are the model's own values.
     """
+    (height, width), (padded_height, padded_width) = output.image_size, output.padded_size
     device = output.masks[0].features.device
-    across, down = coverage_of(output)
-    y = (torch.arange(size[0], device=device) + 0.5) / size[0] / down
-    x = (torch.arange(size[1], device=device) + 0.5) / size[1] / across
+    y = (torch.arange(size[0], device=device) + 0.5) / size[0] * (height / padded_height)
+    x = (torch.arange(size[1], device=device) + 0.5) / size[1] * (width / padded_width)
     points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(1, -1, 2)  # (1, h * w, 2)
     read: dict[int, Tensor] = {}  # predictions usually share their features: sample those once
     masks = []
