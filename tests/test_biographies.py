@@ -17,7 +17,7 @@ from m2f_lab import recipes
 from m2f_lab.data import Classes, open_dataset
 from m2f_lab.explore import Biographies, BiographyCollector, biographies_of, collect_biographies
 from m2f_lab.explore.biographies.data import SIZE_BINS
-from m2f_lab.explore.queries.trace import grid_size, read_masks, winning_queries
+from m2f_lab.explore.parts.reading import grid_size, read_masks, winning_queries
 from m2f_lab.model import build_model
 from m2f_lab.structures import Output
 from tests.toy_biographies import ALL, CLASSES, FIRST, NONE, by_hand, cells, grey, some_output

@@ -13,10 +13,19 @@ import traitlets
 from PIL import Image
 
 from m2f_lab.data import Classes
-from m2f_lab.explore import BiographyCollector, BiographyGallery, plots
+from m2f_lab.explore import BiographyCollector, BiographyExplorer, BiographyGallery, biography_table, plots
 from m2f_lab.explore.biographies.words import describe_sizes
 from m2f_lab.explore.parts.labels import percent
+from m2f_lab.explore.parts.table import Table
 from tests.toy_biographies import ALL, CLASSES, FIRST, LEFT, RIGHT, by_hand, cells, grey, some_output
+
+
+def queries(table: Table) -> list[int]:
+    return [int(row[0]) for row in table.rows]
+
+
+def test_the_gallery_keeps_its_old_name() -> None:
+    assert BiographyGallery is BiographyExplorer
 
 
 def test_orders() -> None:
@@ -31,8 +40,8 @@ def test_orders() -> None:
 
 
 def test_the_table_says_what_was_counted() -> None:
-    table = by_hand().table()
-    assert table.queries == [0, 2, 3, 1, 4]
+    table = biography_table(by_hand())
+    assert queries(table) == [0, 2, 3, 1, 4]
     assert table.rows[0][:6] == ("0", "road", "100 %", "50 %", "2", "2")
     assert table.rows[1][:6] == ("2", "car", "80 %", "42 %", "2", "2")
     assert table.rows[2][:6] == ("3", "car", "100 %", "8.3 %", "1", "1")
@@ -52,17 +61,17 @@ def test_the_table_says_what_was_counted() -> None:
     assert lines[0].split() == ["query", "main", "class", "of", "its", "wins", "wins", "wins", "in", "active", "in",
                                 "size", "note"]  # fmt: skip
     assert lines[3].startswith("    3  car ")
-    assert by_hand().table("dead").queries == [1, 4]
-    assert by_hand().table("number", limit=2).queries == [0, 1]
-    assert "duplicate of 2" in by_hand().table("number", threshold=0.4).rows[3][-1]
+    assert queries(biography_table(by_hand(), "dead")) == [1, 4]
+    assert queries(biography_table(by_hand(), "number", limit=2)) == [0, 1]
+    assert "duplicate of 2" in biography_table(by_hand(), "number", threshold=0.4).rows[3][-1]
     with pytest.raises(ValueError, match="sort must be one of wins, class, size, number, dead, duplicates, got 'area'"):
-        by_hand().table("area")
+        biography_table(by_hand(), "area")
 
 
 def test_a_notebook_shows_the_table_with_escaped_names() -> None:
     collector = BiographyCollector()
     collector.add(FIRST, grey(32, 32))
-    text = collector.result(Classes(("<b>", "a & b", "c"), CLASSES.colors)).table()._repr_html_()
+    text = biography_table(collector.result(Classes(("<b>", "a & b", "c"), CLASSES.colors)))._repr_html_()
     assert text.count("<tr>") == 6
     assert "<td>&lt;b&gt;</td>" in text
     assert 'title="In how many images it wins a pixel."' in text
@@ -83,8 +92,8 @@ def test_sizes_in_words() -> None:
 
 def test_the_gallery_holds_the_heat_maps() -> None:
     found = by_hand()
-    gallery = BiographyGallery(found)
-    assert repr(gallery) == "BiographyGallery(5 queries, 2 images, 2 dead, 1 duplicate)"
+    gallery = BiographyExplorer(found)
+    assert repr(gallery) == "BiographyExplorer(5 queries, 2 images, 2 dead, 1 duplicate)"
     grid, heat = gallery.views["gallery"], gallery.views["heat"]
     assert grid.orders == {
         "wins": [0, 2, 3, 1, 4], "class": [0, 1, 2, 3, 4], "size": [0, 1, 2, 3, 4], "number": [0, 1, 2, 3, 4],
@@ -104,7 +113,7 @@ def test_the_gallery_holds_the_heat_maps() -> None:
 
 
 def test_captions_tell_the_life_of_a_query() -> None:
-    captions = BiographyGallery(by_hand()).views["heat"].captions[0]
+    captions = BiographyExplorer(by_hand()).views["heat"].captions[0]
     assert captions[2]["text"].startswith("Query 2 wins 42 % of all pixels, in 2 of 2 images. Active in 2, size ")
     assert captions[2]["bars"] == (("car", 0.8, "rgb(0, 0, 142)"), ("sky", 0.2, "rgb(70, 130, 180)"))
     assert captions[1]["warning"] == "Dead, duplicate of 0 (overlap 88 %)"
@@ -113,7 +122,7 @@ def test_captions_tell_the_life_of_a_query() -> None:
 
 
 def test_the_gallery_is_driven() -> None:
-    gallery = BiographyGallery(by_hand())
+    gallery = BiographyExplorer(by_hand())
     assert (gallery.query, gallery.sort) == (0, "wins")
     gallery.views["gallery"].set_state({"index": 3, "sort": "only dead"})  # as the browser does it
     assert (gallery.query, gallery.sort) == (3, "only dead")
@@ -130,11 +139,11 @@ def test_the_gallery_is_driven() -> None:
 def test_orders_of_nothing_are_not_offered() -> None:
     collector = BiographyCollector()
     collector.add(some_output(((0, 1), cells(ALL, LEFT)), ((1, 0), cells(ALL, RIGHT))), grey(32, 32))
-    assert list(BiographyGallery(collector.result()).views["gallery"].orders) == ["wins", "class", "size", "number"]
+    assert list(BiographyExplorer(collector.result()).views["gallery"].orders) == ["wins", "class", "size", "number"]
 
 
 def test_the_figure_shows_the_first_of_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    gallery, drawn = BiographyGallery(by_hand()), {}
+    gallery, drawn = BiographyExplorer(by_hand()), {}
     assert [ax.get_title() for ax in gallery.figure().axes[:2]] == ["query 0\nroad 50 %", "query 2\ncar 42 %"]
     monkeypatch.setattr(plots, "heat_over_image", lambda image, maps, columns, width: drawn.update(maps))
     gallery.sort = "only dead"
@@ -144,17 +153,17 @@ def test_the_figure_shows_the_first_of_the_order(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_page_opens_where_the_gallery_stands(tmp_path: Path) -> None:
-    gallery = BiographyGallery(by_hand())
+    gallery = BiographyExplorer(by_hand())
     gallery.views["gallery"].set_state({"index": 3, "sort": "size"})
     gallery.save_html(tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert text.count('"index": 3') == 2
     assert '"sort": "size"' in text
-    assert '"linked": ["index", "opacity"]' in text
+    assert '"linked": ["opacity", "index"]' in text
 
 
 def test_there_is_a_picture_where_widgets_do_not_run_and_close_frees_it() -> None:
-    gallery = BiographyGallery(by_hand())
+    gallery = BiographyExplorer(by_hand())
     bundle = gallery._repr_mimebundle_()
     assert bundle["text/plain"] == repr(gallery)
     assert Image.open(io.BytesIO(bundle["image/png"])).width > 200

@@ -51,11 +51,13 @@ def test_only_what_differs_is_listed(folders: list[Path]) -> None:
         "data.flip": {"slow": True, "fast": False},
         "optimization.learning_rate": {"slow": 1e-3, "fast": 2e-3},
     }
-    assert comparison.table == [
-        ("run", "iterations", "time", "best mIoU", "at", "last mIoU", "data.flip", "optimization.learning_rate"),
+    assert " ".join(name for name, _ in comparison.table.header) == (
+        "run iterations time best mIoU at last mIoU data.flip optimization.learning_rate"
+    )
+    assert comparison.table.rows == (
         ("slow", "4", "6 min 40 s", "30.0 %", "2", "25.0 %", "True", "0.001"),
         ("fast", "2", "20 s", "–", "–", "–", "False", "0.002"),
-    ]
+    )
 
 
 def test_every_field_that_decides_something_is_compared() -> None:
@@ -103,8 +105,8 @@ def test_curves_of_a_term_that_only_one_run_has(folders: list[Path]) -> None:
 def test_a_real_run(whole: Run) -> None:
     comparison = compare([whole])
     assert repr(comparison) == "Comparison(whole)"
-    assert comparison.table[1][:2] == ("whole", "6")
-    assert comparison.table[1][3] == f"{whole.best['mIoU']:.1f} %"
+    assert comparison.table.rows[0][:2] == ("whole", "6")
+    assert comparison.table.rows[0][3] == f"{whole.best['mIoU']:.1f} %"
 
 
 def test_it_is_shown_in_notebooks_terminals_and_as_a_page(folders: list[Path], tmp_path: Path) -> None:

@@ -1,34 +1,20 @@
-"""Tables of text: nothing that people wrote becomes HTML, and columns stand below each other."""
+"""Tables of text: no text becomes HTML, and columns stand below each other."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from m2f_lab.explore.parts.table import Table
 
-import pytest
-
-from m2f_lab.explore.parts.page import write_page
-from m2f_lab.explore.parts.table import html_table, text_table
-
-ROWS = [("run", "mIoU"), ("<small>", "9"), ("large", "12")]
+ROWS = (("<small>", "9"), ("large", "12"))
 
 
-def test_cells_are_escaped_and_chosen_ones_bold() -> None:
-    assert html_table(ROWS, bold={(1, 1)}) == (
+def test_html_tables_escape_cells_and_print_chosen_ones_bold() -> None:
+    assert Table((("run", ""), ("mIoU", "")), ROWS, bold=((1, 1),))._repr_html_() == (
         '<table class="m2f-table"><thead><tr><th>run</th><th>mIoU</th></tr></thead><tbody>'
         "<tr><td>&lt;small&gt;</td><td>9</td></tr><tr><td>large</td><td><b>12</b></td></tr></tbody></table>"
     )
-    assert '<th title="of &quot;all&quot;">mIoU</th>' in html_table(ROWS, tooltips=("", 'of "all"'))
+    assert '<th title="of &quot;all&quot;">mIoU</th>' in Table((("run", ""), ("mIoU", 'of "all"')), ROWS)._repr_html_()
 
 
-def test_lines_are_as_wide_as_their_longest_cell() -> None:
-    assert text_table(ROWS).splitlines() == ["run      mIoU", "<small>  9", "large    12"]
-    assert text_table(ROWS, right={1}).splitlines() == ["run      mIoU", "<small>     9", "large      12"]
-
-
-def test_a_page_is_written_at_home_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write_page("~/page.html", "a < b", "<p>body</p>", "p { color: red; }")
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert text.count("a &lt; b") == 2
-    assert "<p>body</p>" in text
-    assert "<style>p { color: red; }</style>" in text
+def test_text_tables_align_words_left_and_numbers_right() -> None:
+    table = Table((("run", ""), ("mIoU", "")), ROWS)
+    assert repr(table).splitlines() == ["run      mIoU", "<small>     9", "large      12"]

@@ -8,6 +8,7 @@ from importlib import import_module
 _HOME = {
     "Biographies": "biographies.data",
     "BiographyCollector": "biographies.collect",
+    "BiographyExplorer": "biographies.gallery",
     "BiographyGallery": "biographies.gallery",
     "CounterfactualExplorer": "counterfactuals.explorer",
     "EditHistory": "counterfactuals.edits",
@@ -26,6 +27,7 @@ _HOME = {
     "TrapLab": "traps.lab",
     "Unmask": "counterfactuals.edits",
     "biographies_of": "biographies.collect",
+    "biography_table": "biographies.words",
     "collect_biographies": "biographies.collect",
     "compare": "runs.compare",
     "compare_label_maps": "counterfactuals.label_change",

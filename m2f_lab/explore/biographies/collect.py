@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from m2f_lab.data import Classes, Dataset, open_dataset
 from m2f_lab.explore.biographies.data import SIZE_BINS, Biographies
-from m2f_lab.explore.queries.trace import grid_size, read_masks, winning_queries
+from m2f_lab.explore.parts.reading import grid_size, read_masks, winning_queries
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 from m2f_lab.inference.predict import device_of, evaluating
 from m2f_lab.structures import Output

@@ -1,11 +1,11 @@
-"""Query biographies: what every query does over a whole data set, as plain arrays, and stored beside the run.
+"""Query biographies: statistics of every query over a whole data set, as plain arrays, and stored beside the run.
 
 Q queries, K classes, G cells along each edge of a heat map.
 
 Words with an exact meaning here:
 - active: in an image, a query whose likeliest class is a class ("no object" is none) and whose mask probability is
   above one half somewhere.
-- wins: a query wins a pixel if it contributes most to the class predicted there (`query_trace.winning_queries`).
+- wins: a query wins a pixel if it contributes most to the class predicted there (`winning_queries`).
 - dead: a query that wins no pixel of any image.
 - size: the share of an image where the mask probability is above one half.
 - overlap: of two queries, the intersection over union of those areas, averaged over the images in which both are
@@ -19,15 +19,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from m2f_lab.data import Classes
 from m2f_lab.training.checkpoint import replace_folder, settle_folder
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.biographies.words import BiographyTable
 
 FORMAT = 1
 SIZE_BINS = 256
@@ -44,10 +40,10 @@ _ARRAYS = (
 
 @dataclass(frozen=True)
 class Biographies:
-    """What Q queries did over a number of images.
+    """Statistics of Q queries over a number of images.
 
     Attributes:
-        num_images: so many.
+        num_images: number of images.
         num_pixels: of all images together, as the model saw them.
         won_pixels: won by each query for each predicted class, in pixels of the images. float64 [Q, K]
         won_images: in how many images each query won a pixel. int64 [Q]
@@ -62,7 +58,7 @@ class Biographies:
         mean_image: of all images, stretched to a square. uint8 [2 G, 2 G, 3]
         aspect: mean of width / height of the images.
         classes: names and colours; None where they are not known.
-        source: what was measured, for example the checkpoint; may be empty.
+        source: of the numbers, for example the checkpoint; may be empty.
     """
 
     num_images: int
@@ -164,18 +160,6 @@ class Biographies:
             "duplicates": list(dict.fromkeys(pairs)),
         }
 
-    def table(self, sort: str = "wins", limit: int | None = None, threshold: float = DUPLICATE) -> BiographyTable:
-        """One row per query; see `biography_table`. A notebook shows it, `print` writes it.
-
-        Args:
-            sort: one of the names of `orders`.
-            limit: only the first so many rows.
-            threshold: overlap from which two queries count as duplicates.
-        """
-        from m2f_lab.explore.biographies.words import BiographyTable
-
-        return BiographyTable(self, sort, limit, threshold)
-
     def save(self, folder: str | Path) -> None:
         """Write arrays.npz and biographies.json; the folder's previous content stays until all is written."""
         words = {"format": FORMAT, "num_images": self.num_images, "num_pixels": self.num_pixels, "aspect": self.aspect}
@@ -192,7 +176,7 @@ class Biographies:
 
     @classmethod
     def load(cls, folder: str | Path) -> Biographies:
-        """Read what `save` wrote. Nothing is unpickled.
+        """Read the files of `save`. Nothing is unpickled.
 
         Raises:
             FileNotFoundError: there are no biographies in this folder.

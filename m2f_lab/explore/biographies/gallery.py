@@ -1,27 +1,25 @@
-"""BiographyGallery: where every query of a model works, as heat maps over the mean image of a data set."""
+"""BiographyExplorer: heat maps of every query of a model over the mean image of a data set."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from m2f_lab.explore.biographies.data import DUPLICATE, Biographies
 from m2f_lab.explore.biographies.words import describe_sizes, main_class_names, query_notes
+from m2f_lab.explore.parts.controls import Moves, check_range, controls, pictures, share_slider
 from m2f_lab.explore.parts.labels import class_labels, percent
 from m2f_lab.explore.parts.mask_grid import MaskGrid
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.pages import Control, save_page
 from m2f_lab.explore.parts.table import Caption
-from m2f_lab.explore.parts.tool import Explorer, check_range, controls, pictures, share_slider
+from m2f_lab.explore.parts.tool import Tool
 from m2f_lab.inference.images import resize_image
 
 if TYPE_CHECKING:
     from m2f_lab.explore.plots import Figure
 
-HEIGHT = 360
-"""Of the mean image, in pixels; its width follows from the data set's usual shape."""
+HEIGHT = 360  # of the mean image, in pixels; its width follows from the usual shape of the images
 
 HELP = {
     "gallery": "One picture per query, over the mean of all images: bright where the query usually claims pixels; each "
@@ -32,29 +30,31 @@ HELP = {
     "times its mask probability, averaged over all images. Click a place to choose the query that claims it most.",
     "opacity": "How strongly the heat maps cover the mean image.",
 }
+ONLY = {"dead": "only dead", "duplicates": "only duplicates"}  # labels of orders that leave queries out
 
 
-ONLY = {"dead": "only dead", "duplicates": "only duplicates"}
-"""What orders that leave queries out are called on the screen."""
+class BiographyExplorer(Tool):
+    """Explore the queries of a model over a whole data set.
 
-
-class BiographyGallery(Explorer):
-    """Look at what the queries of a model do over a whole data set.
-
-        BiographyGallery(biographies_of(run, data_root))
+        BiographyExplorer(biographies_of(run, data_root))
 
     Click a query, or go through them with the left and right arrows in the order they are sorted.
 
     Attributes:
-        biographies: what is shown; None once closed.
+        biographies: the numbers that are shown; None once closed.
         views: "gallery", all queries; "heat", the chosen one.
     """
 
+    TITLE = "Query biographies"
+    LINKED = ("index",)
+
     def __init__(self, biographies: Biographies, *, threshold: float = DUPLICATE, width: int = 380) -> None:
-        """Args:
-        biographies: of one model.
-        threshold: overlap from which two queries count as duplicates.
-        width: of the large picture, in CSS pixels; the gallery is half as wide again.
+        """Show the queries of one model.
+
+        Args:
+            biographies: of the model.
+            threshold: overlap from which two queries count as duplicates.
+            width: of the large picture, in CSS pixels; the gallery is half as wide again.
         """
         self.biographies: Biographies | None = biographies
         self.threshold = threshold
@@ -65,12 +65,9 @@ class BiographyGallery(Explorer):
             [controls(self.opacity_slider), pictures(gallery, heat)],
             views,
             name="biography-gallery",
-            summary=repr(biographies).replace("Biographies", "BiographyGallery"),
-            links=[
-                ((gallery, "index"), (heat, "index")),
-                ((self.opacity_slider, "value"), (gallery, "opacity")),
-                ((self.opacity_slider, "value"), (heat, "opacity")),
-            ],
+            summary=repr(biographies).replace("Biographies", type(self).__name__),
+            moves=[Moves("opacity", self.opacity_slider)],
+            links=[((gallery, "index"), (heat, "index"))],
         )
 
     def _make_views(self, width: int) -> dict[str, MaskView]:
@@ -138,18 +135,9 @@ class BiographyGallery(Explorer):
             panels[title] = biographies.heat[query]
         return plots.heat_over_image(self.image, panels, columns=min(columns, len(panels)), width=1.6)
 
-    def save_html(self, path: str | Path, title: str = "Query biographies") -> None:
-        """Write one self-contained page that sorts, scrubs and hovers without a network or a kernel."""
-        self.update()
-        save_page(
-            path,
-            list(self.views.values()),
-            controls=[Control("opacity", "opacity", HELP["opacity"], step=0.05)],
-            linked=("index", "opacity"),
-            title=title,
-            note=f"What each query does in {self.biographies.num_images} images. Click one, then use the left "
-            "and right arrows.",
-        )
+    def _page_note(self) -> str:
+        images = self.biographies.num_images
+        return f"Each query over {images} images. Click one, then use the left and right arrows."
 
     def close(self) -> None:
         """Take the gallery off the page and give its memory back."""
@@ -157,8 +145,11 @@ class BiographyGallery(Explorer):
         super().close()
 
 
+BiographyGallery = BiographyExplorer
+
+
 def biography_captions(biographies: Biographies, threshold: float = DUPLICATE, num_classes: int = 5) -> list[Caption]:
-    """What each query does, in words, and the classes of the pixels it wins as bars. Q"""
+    """Captions that tell where each query wins, with the classes of the pixels it wins as bars. Q"""
     labels = class_labels(biographies.classes, biographies.num_classes)
     notes = query_notes(biographies, threshold)
     sizes = np.stack([biographies.size_quantile(share) for share in (0.5, 0.1, 0.9)], axis=1)  # (Q, 3)

@@ -1,4 +1,4 @@
-"""What query biographies say in words: a table with a row per query, and what each of them is called.
+"""Query biographies in words: a table with a row per query, and the name of each query.
 
 Q queries.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from m2f_lab.explore.biographies.data import DUPLICATE, Biographies
 from m2f_lab.explore.parts.labels import class_labels, percent
-from m2f_lab.explore.parts.table import html_table, text_table
+from m2f_lab.explore.parts.table import Table
 
 HEADER = (
     ("query", "Its number."),
@@ -23,46 +23,40 @@ HEADER = (
 )
 
 
-class BiographyTable:
-    """Rows of text, which a notebook shows as a table and `print` as lines.
+def biography_table(
+    biographies: Biographies, sort: str = "wins", limit: int | None = None, threshold: float = DUPLICATE
+) -> Table:
+    """Describe every query in one row; a notebook shows a table, `print` writes lines.
 
-    Attributes:
-        queries: the query of each row. N
-        header: the names of the columns.
-        rows: one text per column each. N
+    Args:
+        biographies: of one model.
+        sort: one of the names of `Biographies.orders`.
+        limit: keep only the first rows.
+        threshold: overlap from which two queries count as duplicates.
+
+    Raises:
+        ValueError: the order does not exist.
     """
-
-    def __init__(
-        self, biographies: Biographies, sort: str = "wins", limit: int | None = None, threshold: float = DUPLICATE
-    ) -> None:
-        orders = biographies.orders(threshold)
-        if sort not in orders:
-            raise ValueError(f"sort must be one of {', '.join(orders)}, got {sort!r}.")
-        self.queries = orders[sort][:limit]
-        self.header = tuple(name for name, _ in HEADER)
-        names, notes = main_class_names(biographies), query_notes(biographies, threshold)
-        won, wins = biographies.won_pixels, biographies.wins
-        sizes = np.stack([biographies.size_quantile(share) for share in (0.5, 0.1, 0.9)])
-        self.rows = [
-            (
-                str(query),
-                f"({names[query]})" if biographies.dead[query] and names[query] else names[query] or "–",
-                "–" if biographies.dead[query] else percent(won[query].max() / won[query].sum()),
-                percent(wins[query]),
-                str(biographies.won_images[query]),
-                str(biographies.active_images[query]),
-                describe_sizes(sizes[:, query]),
-                notes[query],
-            )
-            for query in self.queries
-        ]
-
-    def __repr__(self) -> str:
-        numbers = {column for column in range(len(self.header)) if self.header[column] not in ("main class", "note")}
-        return text_table([self.header, *self.rows], right=numbers)
-
-    def _repr_html_(self) -> str:
-        return html_table([self.header, *self.rows], tooltips=[help for _, help in HEADER])
+    orders = biographies.orders(threshold)
+    if sort not in orders:
+        raise ValueError(f"sort must be one of {', '.join(orders)}, got {sort!r}.")
+    names, notes = main_class_names(biographies), query_notes(biographies, threshold)
+    won, wins = biographies.won_pixels, biographies.wins
+    sizes = np.stack([biographies.size_quantile(share) for share in (0.5, 0.1, 0.9)])
+    rows = (
+        (
+            str(query),
+            f"({names[query]})" if biographies.dead[query] and names[query] else names[query] or "–",
+            "–" if biographies.dead[query] else percent(won[query].max() / won[query].sum()),
+            percent(wins[query]),
+            str(biographies.won_images[query]),
+            str(biographies.active_images[query]),
+            describe_sizes(sizes[:, query]),
+            notes[query],
+        )
+        for query in orders[sort][:limit]
+    )
+    return Table(HEADER, tuple(rows))
 
 
 def main_class_names(biographies: Biographies) -> list[str]:
@@ -72,7 +66,7 @@ def main_class_names(biographies: Biographies) -> list[str]:
 
 
 def query_notes(biographies: Biographies, threshold: float = DUPLICATE) -> list[str]:
-    """What is unusual about each query; empty where nothing is. Q"""
+    """Note on each query that is dead or a duplicate; empty for all others. Q"""
     partners = biographies.duplicate_of(threshold)
     notes = []
     for query, (dead, partner) in enumerate(zip(biographies.dead, partners.tolist(), strict=True)):

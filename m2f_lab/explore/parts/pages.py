@@ -16,6 +16,7 @@ import comm
 
 from m2f_lab.explore.parts.assets import module, script_json, style
 from m2f_lab.explore.parts.controls import Control
+from m2f_lab.explore.parts.table import Table
 
 LINKED = ("stack", "index", "channel", "opacity")
 
@@ -68,7 +69,7 @@ def save_page(
     controls: Sequence[Control] = (),
     linked: Sequence[str] = LINKED,
     figures: Sequence[Figure] = (),
-    tables: Sequence[str] = (),
+    tables: Sequence[Table] = (),
     title: str = "masks",
     note: str = "",
 ) -> None:
@@ -80,7 +81,7 @@ def save_page(
         controls: sliders and menus above the views.
         linked: traits that all views share.
         figures: drawn as vectors, one below the other.
-        tables: HTML, below the figures.
+        tables: below the figures.
         title: of the page.
         note: one line below the title.
 
@@ -94,7 +95,7 @@ def save_page(
     parts = [f'<p class="m2f-note">{html.escape(note)}</p>'] if note else []
     if columns:
         parts.append(VIEWS.format(state=script_json(_page_state(columns, controls, linked)), script=module("page")))
-    parts += [*map(_as_svg, figures), *tables]
+    parts += [*map(_as_svg, figures), *(table._repr_html_() for table in tables)]
     css = style("mask_view") + style("page")
     path.write_text(PAGE.format(title=html.escape(title), body="\n".join(parts), css=css), encoding="utf-8")
 

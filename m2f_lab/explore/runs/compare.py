@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from m2f_lab.explore.parts.pages import save_page
-from m2f_lab.explore.parts.table import html_table, text_table
+from m2f_lab.explore.parts.table import Table
 from m2f_lab.explore.runs.history import History, format_duration
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import Run
@@ -60,10 +60,10 @@ class Comparison:
         self.histories = {name: _read(name, run) for name, run in runs.items()}
 
     @property
-    def table(self) -> list[tuple[str, ...]]:
-        """A header, then one row per run: its progress, its best and last mIoU, and the fields that differ."""
+    def table(self) -> Table:
+        """One row per run: its progress, its best and last mIoU, and the fields that differ."""
         header = ("run", "iterations", "time", f"best {METRIC}", "at", f"last {METRIC}", *self.differences)
-        return [header, *(self._row(name) for name in self.runs)]
+        return Table(tuple((name, "") for name in header), tuple(self._row(name) for name in self.runs))
 
     def _row(self, name: str) -> tuple[str, ...]:
         history = self.histories[name]
@@ -89,10 +89,10 @@ class Comparison:
 
     def save_html(self, path: str | Path) -> None:
         """Write one self-contained page with the curves as vectors and the table."""
-        save_page(path, figures=[self.figure()], tables=[html_table(self.table)], title=f"{len(self.runs)} runs")
+        save_page(path, figures=[self.figure()], tables=[self.table], title=f"{len(self.runs)} runs")
 
     def __str__(self) -> str:
-        return text_table(self.table)
+        return repr(self.table)
 
     def __repr__(self) -> str:
         return f"Comparison({', '.join(self.runs)})"
@@ -100,7 +100,7 @@ class Comparison:
     def _repr_mimebundle_(self, **kwargs) -> dict:
         png = self.figure()._repr_png_()
         picture = f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="curves of the runs">'
-        return {"text/plain": str(self), "text/html": picture + html_table(self.table), "image/png": png}
+        return {"text/plain": str(self), "text/html": picture + self.table._repr_html_(), "image/png": png}
 
 
 def flat_recipe(recipe: Recipe) -> dict[str, object]:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from m2f_lab.data import Classes
-from m2f_lab.explore.queries.trace import over_image
+from m2f_lab.explore.parts.reading import nearest
 from m2f_lab.inference import predict
 from m2f_lab.inference.images import fitted_size, resize_image
 from m2f_lab.model import Mask2Former
@@ -96,7 +96,7 @@ class Snapshots:
         self.label_maps[iteration] = []
         for i, (prediction, image) in enumerate(zip(predictions, self.images, strict=True)):
             # Small by leaving pixels out: classes have no mean.
-            labels = over_image(prediction.label_map, image.shape[:2], (1.0, 1.0)).astype(np.uint8)
+            labels = nearest(prediction.label_map, image.shape[:2]).astype(np.uint8)
             self.label_maps[iteration].append(labels)
             picture = Image.fromarray(labels, mode="P")
             picture.putpalette(palette.tobytes())
