@@ -19,8 +19,9 @@ from PIL import Image
 
 from m2f_lab import build_model, evaluate, recipes, train
 from m2f_lab.data import open_dataset
-from m2f_lab.explore import TrapLab, plots, trap_lab, traps
+from m2f_lab.explore import TrapLab, plots, traps
 from m2f_lab.explore.traps import TRAPS, Bench, Trap
+from m2f_lab.explore.traps import lab as trap_lab
 from m2f_lab.explore.traps.attention import never_opened
 from m2f_lab.inference.postprocess import panoptic
 from m2f_lab.model.transformer_decoder import attention_blocked

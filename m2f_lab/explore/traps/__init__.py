@@ -1,7 +1,7 @@
-"""Known bugs of reimplementations, done on purpose beside the right thing, to see what each of them costs.
+"""Known bugs of reimplementations, made on purpose beside the correct code, to see what each of them costs.
 
-The broken variants live here and nowhere else: the library has no switches for them. Where a variant takes the place of
-a function of the library, it does so while it is measured, with `unittest.mock.patch`.
+The broken variants live here only: the library has no switches for them. A variant is passed in where the library takes
+parts (a decoder, a criterion's numbers), or becomes a method of a copy of the model; nothing in the library is patched.
 
     bench = Bench(model, streets, rooms)
     trial = find("offsets divided by (H, W)").try_on(bench)

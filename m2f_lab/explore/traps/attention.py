@@ -6,19 +6,20 @@ B batch, Q queries, C channels, S positions of a level, h/w height/width of a le
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2f_lab.explore.traps.measures import distance, inside_image, mean_iou_with
+from m2f_lab.explore.traps.measures import distance, inside_image, mean_iou, mean_iou_with, with_method
 from m2f_lab.explore.traps.trap import Bench, Finding, Trap
-from m2f_lab.model import deformable_attention, transformer_decoder
-from m2f_lab.model.deformable_attention import DeformableAttention, deformable_sampling, sample_by_grid
-from m2f_lab.model.transformer_decoder import attention_blocked
-from m2f_lab.structures import MaskLogits
+from m2f_lab.model import Mask2Former
+from m2f_lab.model.deformable_attention import DeformableAttention, deformable_sampling
+from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder, attention_blocked
+from m2f_lab.structures import DecoderState, MaskLogits
+
+Blocked = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Mask embeddings and features of a level → cells that are hidden and queries that see everything."""
 
 # --- masked attention -------------------------------------------------------------------------------------------------
 
@@ -44,7 +45,7 @@ def cut_at_logit_one_half(embeddings: Tensor, features: Tensor) -> tuple[Tensor,
 
 
 def cut_and_detached(embeddings: Tensor, features: Tensor) -> Tensor:
-    """What the library adds to the scores: minus infinity outside the mask. [B, Q, S]"""
+    """The library's addition to the scores: minus infinity outside the mask. [B, Q, S]"""
     blocked, _ = attention_blocked(embeddings, features)
     return torch.zeros(blocked.shape).masked_fill(blocked, -torch.inf)
 
@@ -54,12 +55,27 @@ def soft_and_attached(embeddings: Tensor, features: Tensor) -> Tensor:
     return F.logsigmoid(MaskLogits(embeddings, features).dense()).flatten(2)
 
 
-def queries_without_numbers(bench: Bench, blocked: Callable) -> Finding:
+def with_masks_by(model: Mask2Former, blocked: Blocked) -> Mask2Former:
+    """The same model with a decoder variant whose layers hide other cells."""
+
+    class Variant(TransformerDecoder):
+        def attention_mask(self, state: DecoderState, index: int, memory: DecoderMemory) -> tuple[Tensor, Tensor]:
+            return blocked(state.embeddings, memory.small_mask_features[self.level_of(index)])
+
+    decoder = Variant(model.config).to(model.pixel_mean.device)
+    decoder.load_state_dict(model.transformer_decoder.state_dict())
+    return Mask2Former(model.backbone, model.pixel_decoder, decoder, model.config).train(model.training)
+
+
+def mean_iou_masked_by(bench: Bench, blocked: Blocked) -> Finding:
+    """mIoU of the model whose layers hide other cells."""
+    return mean_iou(bench, with_masks_by(bench.model, blocked))
+
+
+def queries_without_numbers(bench: Bench, blocked: Blocked) -> Finding:
     """Share of queries whose attention weights are NaN in some layer, in percent."""
-    with patch.object(transformer_decoder, "attention_blocked", blocked):
-        seen = bench.output(0, return_intermediates=True).intermediates
-    layers = [weights for name, weights in seen.items() if name.endswith(".cross_attention")]  # [1, heads, Q, S] each
-    lost = torch.stack([weights.isnan().any(dim=3).any(dim=1)[0] for weights in layers]).any(dim=0)  # (Q)
+    _, *states = bench.output(0, with_masks_by(bench.model, blocked), keep_attention=True).states
+    lost = torch.stack([state.cross_attention.isnan().any(dim=3).any(dim=1)[0] for state in states]).any(dim=0)  # (Q)
     return Finding(100 * float(lost.float().mean()))
 
 
@@ -74,11 +90,16 @@ def cells_hidden(bench: Bench, blocked: Callable) -> Finding:
     return Finding(100 * float(hidden.sum() / inside.sum()), bench.samples[0].image, inside_image(bench, heat))
 
 
+def _pyramid(bench: Bench) -> list[Tensor]:
+    """Backbone features of the first street."""
+    return bench.model.backbone(bench.model.preprocess(bench.images(0)))
+
+
 def cells_taught_by_attention(bench: Bench, bias: Callable[[Tensor, Tensor], Tensor]) -> Finding:
     """Share of cells of the mask features that get a gradient from what attention saw, in percent; and how strong."""
-    output = bench.output(0, return_intermediates=True)
-    level = output.intermediates["pixel_decoder.level.2"].cpu().clone()  # (1, C, h, w); clones may be differentiated
-    masks = output.masks[-1].resize_features(tuple(level.shape[2:]))
+    with torch.no_grad():
+        level = bench.model.pixel_decoder(_pyramid(bench))[1][2].cpu()  # (1, C, h, w)
+    masks = bench.output(0).masks[-1].resize_features(tuple(level.shape[2:]))  # clones may be differentiated
     features, embeddings = masks.features.cpu().clone().requires_grad_(), masks.embeddings.cpu().clone()
     weights = bias(embeddings, features).softmax(dim=2)  # (1, Q, h * w), of equal scores
     seen = (weights @ level.flatten(2).transpose(1, 2)).square().sum()
@@ -95,43 +116,56 @@ def cells_taught_by_attention(bench: Bench, bias: Callable[[Tensor, Tensor], Ten
 def divided_by_height_and_width(
     self: DeformableAttention, features: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The library's forward, but for the line that is marked."""
+    """Equations 2 and 3 of Deformable DETR, but for the line that is marked."""
     values = self.value_projection(features).unflatten(2, (self.num_heads, -1))
-    offsets, scores = self.aim(features, positions)
+    shape = (self.num_heads, self.num_levels, self.num_points)
+    offsets = self.sampling_offsets(features + positions).unflatten(2, (*shape, 2))
+    weights = self.attention_weights(features + positions).unflatten(2, (self.num_heads, -1)).softmax(3)
     pixels = reference_points.new_tensor(level_sizes)  # here: (height, width), though offsets are (x, y)
-    pixels = pixels[:, None].repeat(1, self.num_points, 1)
-    centres = reference_points[:, None, None, None].repeat(1, 1, *pixels.shape[:2], 1)
-    locations = torch.addcdiv(centres, offsets, pixels)
-    weights = scores.softmax(dim=3).unflatten(3, (self.num_levels, self.num_points))
+    locations = reference_points[:, None, None, None] + offsets / pixels[:, None]
+    weights = weights.unflatten(3, shape[1:])
     attended = deformable_sampling(values, level_sizes, locations, weights)
     return self.output_projection(attended.flatten(2)), locations, weights
 
 
-def grid_sample_with(options: dict, grid_sample: Callable, *inputs: Tensor, **usual: object) -> Tensor:
-    return grid_sample(*inputs, **usual | options)
+def sampled(values: Tensor, level_sizes: list, locations: Tensor, weights: Tensor, **options: object) -> Tensor:
+    """Deformable sampling with options of `grid_sample`."""
+    batch, _, heads, dim = values.shape
+    levels = values.split([height * width for height, width in level_sizes], dim=1)
+    total = 0.0
+    for level, (value, size) in enumerate(zip(levels, level_sizes, strict=True)):
+        maps = value.permute(0, 2, 3, 1).reshape(batch * heads, dim, *size)
+        grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, S, P, 2)
+        shares = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * heads, S, P)
+        total = total + (F.grid_sample(maps, grid, **options) * shares[:, None]).sum(3)  # (B * heads, D, S)
+    return total.unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
 
 
 def corners_aligned(values: Tensor, level_sizes: list, locations: Tensor, weights: Tensor) -> Tensor:
     """0 and 1 become the centres of the outer cells; they are the edges of the image."""
-    wrong = partial(grid_sample_with, {"align_corners": True}, F.grid_sample)
-    with patch.object(F, "grid_sample", wrong):
-        return sample_by_grid(values, level_sizes, locations, weights)
+    return sampled(values, level_sizes, locations, weights, align_corners=True)
 
 
 def border_repeated(values: Tensor, level_sizes: list, locations: Tensor, weights: Tensor) -> Tensor:
     """Outside the image, the border goes on for ever; there should be nothing."""
-    wrong = partial(grid_sample_with, {"padding_mode": "border"}, F.grid_sample)
-    with patch.object(F, "grid_sample", wrong):
-        return sample_by_grid(values, level_sizes, locations, weights)
+    return sampled(values, level_sizes, locations, weights, align_corners=False, padding_mode="border")
 
 
 @torch.no_grad()
-def features_of_pixel_decoder(bench: Bench, sampling: Callable) -> Finding:
-    """Its features at stride 8 with `sampling` in its attention, beside those of the library."""
-    pyramid = bench.model.backbone(bench.model.preprocess(bench.images(0)))
-    expected = bench.model.pixel_decoder(pyramid)[1][2].cpu()
-    with patch.object(deformable_attention, "deformable_sampling", sampling):
-        return distance(bench, expected, bench.model.pixel_decoder(pyramid)[1][2].cpu())
+def features_of_pixel_decoder(bench: Bench, sampling: Callable[..., Tensor]) -> Finding:
+    """Features at stride 8 of the pixel decoder that samples values otherwise, beside those of the library."""
+    heads = bench.model.config.num_heads
+
+    def forward(self: DeformableAttention, *inputs: Tensor | list) -> tuple[Tensor, Tensor, Tensor]:
+        attended, locations, weights = DeformableAttention.forward(self, *inputs)
+        values = self.value_projection(inputs[0]).unflatten(2, (heads, -1))
+        attended = sampling(values, inputs[3], locations, weights)
+        return self.output_projection(attended.flatten(2)), locations, weights
+
+    pyramid = _pyramid(bench)
+    _, expected = bench.model.pixel_decoder(pyramid)
+    _, found = with_method(bench.model.pixel_decoder, DeformableAttention, "forward", forward)(pyramid)
+    return distance(bench, expected[2].cpu(), found[2].cpu())
 
 
 ATTENTION = (
@@ -143,8 +177,8 @@ ATTENTION = (
         unit="mIoU {} %",
         right=attention_blocked,
         broken=inverted,
-        measure=mean_iou_with(transformer_decoder, "attention_blocked"),
-        guarded_by="tests/test_model.py::test_intermediates_explain_the_output_and_change_nothing",
+        measure=mean_iou_masked_by,
+        guarded_by="tests/test_model.py::test_decoder_states_explain_the_output_and_change_nothing",
     ),
     Trap(
         name="empty mask not opened",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor
 
-from m2f_lab.explore.traps.measures import distance, mean_iou_with
+from m2f_lab.explore.traps.measures import distance, mean_iou_with, with_method
 from m2f_lab.explore.traps.trap import Bench, Finding, Trap
 from m2f_lab.model import Mask2Former, ModelConfig
 from m2f_lab.model.backbone import Backbone, PaddedFirst
@@ -28,12 +27,11 @@ def small_swin() -> Backbone:
 
 
 @torch.no_grad()
-def features_of_swin(bench: Bench, attend: Callable) -> Finding:
-    """Features at stride 8 with `attend` as the attention of every block, beside those of the library."""
+def features_of_swin(bench: Bench, forward: Callable) -> Finding:
+    """Features at stride 8 with `forward` in every block, beside those of the library."""
     swin, images = small_swin(), bench.model.preprocess(bench.images(0)).cpu()
-    expected = swin(images)[1]
-    with patch.object(PaddedFirst, "_attend", attend):
-        return distance(bench, expected, swin(images)[1])
+    changed = with_method(swin, SwinTransformerBlock, "forward", forward)
+    return distance(bench, swin(images)[1], changed(images)[1])
 
 
 @torch.no_grad()
@@ -52,9 +50,9 @@ def as_in_the_file(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def shifted_first(self: PaddedFirst, x: Tensor) -> Tensor:
-    """timm's own attention."""
-    return SwinTransformerBlock._attn(self, self.norm1(x))
+def shifted_first(self: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """timm's own block."""
+    return SwinTransformerBlock.forward(self, x)
 
 
 def padded_before_normalising(self: Mask2Former, images: Tensor) -> Tensor:
@@ -71,7 +69,7 @@ BACKBONE = (
         "published checkpoint, pads first. Weights load without a complaint and mean something else.",
         question="Where in the image will features differ: everywhere, or along two edges?",
         unit="features off by up to {} %",
-        right=PaddedFirst._attend,
+        right=PaddedFirst.forward,
         broken=shifted_first,
         measure=features_of_swin,
         guarded_by="tests/test_backbone.py::test_swin_pads_before_the_shift",

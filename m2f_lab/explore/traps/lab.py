@@ -6,19 +6,20 @@ Choosing a trap asks the kernel, once; flipping between right and broken happens
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
 
+from m2f_lab.explore.parts.controls import Control, controls, menu, pictures, share_slider
 from m2f_lab.explore.parts.drawing import TABLES, composite, label_table, to_uint8
 from m2f_lab.explore.parts.links import Links
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.pages import Control, off_page, save_page
+from m2f_lab.explore.parts.pages import off_page
 from m2f_lab.explore.parts.table import Caption
-from m2f_lab.explore.parts.tool import Explorer, controls, menu, pictures, share_slider
+from m2f_lab.explore.parts.tool import Columns, Tool
 from m2f_lab.explore.traps import TRAPS, Bench, Trap, Trial
 from m2f_lab.inference.images import resize_image
 
@@ -33,10 +34,10 @@ HELP = {
     "opacity": "How strongly labels or heat cover the image. At 0 you see the image alone.",
 }
 WIDTH = 560  # CSS pixels
-OPACITY = 0.8  # labels are to be read, and the image behind them to be seen
+OPACITY = 0.8  # labels can be read and the image can be seen
 
 
-class TrapLab(Explorer):
+class TrapLab(Tool):
     """Predict what a bug costs, flip the switch, see it, read the test that guards it.
 
         TrapLab(Bench(model, streets, rooms))
@@ -44,18 +45,25 @@ class TrapLab(Explorer):
     Attributes:
         bench: what traps are tried on; None once closed.
         traps: those in the menu, by name.
-        trials: what was tried so far, by the trap's name.
+        trials: results so far, by the trap's name.
         views: the pictures of those that have one, by the trap's name.
     """
 
-    # A lab that is refused its arguments is closed, too.
-    _picture: ipywidgets.Box | None = None
+    TITLE = "Traps of Mask2Former"
+    NOTE = "Predict, then flip: one menu for all pictures. The question marks say what people get wrong."
+
+    _picture: ipywidgets.Box | None = None  # for close() when __init__ raised
 
     def __init__(self, bench: Bench, traps: Sequence[Trap] = TRAPS, *, width: int = WIDTH) -> None:
-        """Args:
-        bench: a trained model and scenes.
-        traps: what the menu offers, in this order.
-        width: of the picture, in CSS pixels.
+        """Show a menu of traps and try the first one.
+
+        Args:
+            bench: a trained model and scenes.
+            traps: entries of the menu, in this order.
+            width: of the picture, in CSS pixels.
+
+        Raises:
+            ValueError: there is no trap.
         """
         if not traps:
             raise ValueError("TrapLab needs at least one trap; m2f_lab.explore.traps.TRAPS holds all of them.")
@@ -98,7 +106,7 @@ class TrapLab(Explorer):
         self.trap_menu.value = name
 
     def trial(self, name: str | None = None) -> Trial:
-        """What a trap leads to, by default the one that is shown; tried when it is asked for first.
+        """Results of a trap, by default the one that is shown; it is tried at the first call.
 
         Raises:
             ValueError: there is no such trap.
@@ -132,29 +140,28 @@ class TrapLab(Explorer):
         """A static figure of a trap, by default the one that is shown: right, broken, and where they differ."""
         return figure(self.trial(name))
 
-    def save_html(self, path: str | Path, title: str = "Traps of Mask2Former") -> None:
-        """Write one self-contained page with all pictures and one switch for all of them; every trap is tried.
+    def _page_controls(self) -> list[Control]:
+        options = tuple((text, place) for place, text in enumerate(SHOWN))
+        return [
+            Control("index", "variant", HELP["switch"], options=options),
+            Control("opacity", "opacity", HELP["opacity"], step=0.05),
+        ]
+
+    @contextmanager
+    def _page_columns(self) -> Iterator[Columns]:
+        """All pictures, two columns of them; every trap is tried.
 
         Raises:
             ValueError: no trap has a picture.
         """
-        trials = [self.trial(name) for name in self.traps]
-        with off_page():
-            views = [picture(trial, 380, named=True) for trial in trials if trial.has_picture]
-        if not views:
+        trials = [trial for trial in map(self.trial, self.traps) if trial.has_picture]
+        if not trials:
             raise ValueError(f"None of {', '.join(self.traps)} has a picture, so there is nothing to save.")
+        with off_page():
+            views = [picture(trial, 380, named=True) for trial in trials]
         for view in views:
             view.index = self.switch.index
-        save_page(
-            path,
-            [views[0::2], views[1::2]] if len(views) > 1 else [views],
-            controls=[
-                Control("index", "variant", HELP["switch"], options=tuple((text, i) for i, text in enumerate(SHOWN))),
-                Control("opacity", "opacity", HELP["opacity"], step=0.05),
-            ],
-            title=title,
-            note="Predict, then flip: one menu for all pictures. The question marks say what people get wrong.",
-        )
+        yield [views[0::2], views[1::2]] if len(views) > 1 else [views]
         for view in views:
             view.close()
 
@@ -200,7 +207,7 @@ def picture(trial: Trial, width: int = WIDTH, named: bool = False) -> MaskView:
 
 
 def figure(trial: Trial) -> Figure:
-    """What a trial found, for papers: pictures where there are some, else two bars."""
+    """Draw a trial for papers: pictures where there are some, else two bars."""
     from m2f_lab.explore import plots  # a second to import, and most labs are never printed
 
     titles = {name: f"{name}: {trial.text(name)}" for name in ("right", "broken")}
@@ -231,7 +238,7 @@ def _texts(trial: Trial) -> tuple[str, str, str]:
 
 
 def words(trap: Trap) -> str:
-    """What people get wrong, and what to predict, as HTML."""
+    """The mistake and the question of a trap, as HTML."""
     return (
         f'<div style="max-width: 72ch; line-height: 1.45"><b>What people get wrong.</b> {html.escape(trap.mistake)}<br>'
         f"<b>Predict, then flip.</b> <i>{html.escape(trap.question)}</i></div>"

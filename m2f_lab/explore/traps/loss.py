@@ -12,19 +12,20 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor
 
 from m2f_lab.explore.traps.trap import Bench, Finding, Trap
-from m2f_lab.loss import Criterion, Matcher, criterion, matcher
+from m2f_lab.loss import Criterion, criterion
 from m2f_lab.loss.criterion import average_num_masks
 from m2f_lab.loss.matcher import mask_costs
-from m2f_lab.structures import IGNORE, MaskLogits, Output, Target
+from m2f_lab.structures import IGNORE, MaskLogits, Output, Target, sample_points
 
 NUM_PROCESSES = 8
 
 
 def _cpu_output(bench: Bench) -> Output:
-    """What the model makes of the first street, as a leaf of a graph of its own."""
+    """Output of the model for the first street, as leaves of a graph of their own."""
     output = bench.output(0)
     features = output.masks[-1].features.cpu().clone()
     return replace(
@@ -89,15 +90,13 @@ def weighing_one(num_classes: int, **options) -> Criterion:
 
 def share_of_no_object(bench: Bench, make_criterion: Callable[..., Criterion]) -> Finding:
     """Share of the class loss's gradient that comes from queries without a segment, in percent, at the beginning."""
-    output, targets = _cpu_output(bench), [_target(bench)]
+    output = _cpu_output(bench)
     fresh = [torch.zeros_like(logits).requires_grad_() for logits in output.class_logits]  # knows no class yet
-    output = replace(output, class_logits=fresh)
-    make = make_criterion(len(bench.streets.classes), num_points=256)
-    matching = make.matcher(output, targets)
-    make.losses(output, targets, matching)["0.class"].backward()
-    strength = fresh[0].grad[0].abs().sum(dim=1)  # (Q)
-    matched, _ = matching.of(0)
-    return Finding(100 * float(1 - strength[matched].sum() / strength.sum()))
+    criterion = make_criterion(len(bench.streets.classes), num_points=256)
+    criterion(replace(output, class_logits=fresh), [_target(bench)])["0.class"].backward()
+    gradient = fresh[0].grad[0]  # (Q, K+1)
+    strength, unmatched = gradient.abs().sum(dim=1), gradient[:, -1] < 0  # (Q), (Q)
+    return Finding(100 * float(strength[unmatched].sum() / strength.sum()))
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
@@ -105,9 +104,18 @@ def share_of_no_object(bench: Bench, make_criterion: Callable[..., Criterion]) -
 
 def costs_without_numbers(bench: Bench, costs: Callable) -> Finding:
     """Share of the costs of matching that are infinite or NaN, in percent, at the paper's number of points."""
-    with patch.object(matcher, "mask_costs", costs):
-        terms = Matcher().costs(_cpu_output(bench), [_target(bench)])[0]
-    return Finding(100 * float((~sum(terms.values()).isfinite()).float().mean()))
+    masks, size = _cpu_output(bench).masks, bench.output(0).padded_size
+    points = torch.rand(1, Criterion(1).num_points, 2)
+    truth = sample_points(_padded(_target(bench), size), points)[0]  # (T, P)
+    embeddings = torch.cat([of_prediction.embeddings for of_prediction in masks])  # (L, Q, C)
+    terms = costs(embeddings, sample_points(masks[-1].features, points)[0], truth)
+    return Finding(100 * float((~sum(terms).isfinite()).float().mean()))
+
+
+def _padded(target: Target, size: tuple[int, int]) -> Tensor:
+    """Masks of the segments over the padded image. [1, T, *size]"""
+    height, width = target.size
+    return F.pad(target.dense().float(), (0, size[1] - width, 0, size[0] - height))[None]
 
 
 def in_half_precision(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,33 +1,46 @@
-"""What several traps have in common: how the damage is measured.
+"""Measures of several traps: the model with a fault in it, and the damage that it does.
 
 C channels, H/W height/width of an image, h/w of a feature map.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from unittest.mock import patch
+from types import MethodType
+from typing import TypeVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2f_lab.data import Classes
 from m2f_lab.explore.traps.trap import Bench, Finding
+from m2f_lab.model import Mask2Former
 from m2f_lab.structures import IGNORE
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def mean_iou(bench: Bench) -> Finding:
-    """mIoU of the model as it is now, and what it makes of the first street."""
-    label_maps = [bench.model.predict(sample.image).label_map for sample in bench.samples]
+
+def with_method(module: Module, part: type[nn.Module], name: str, method: Callable) -> Module:
+    """Copy a module and give all its parts of one type another method. The module and the library stay as they are."""
+    changed = copy.deepcopy(module)
+    for each in changed.modules():
+        if isinstance(each, part):
+            setattr(each, name, MethodType(method, each))
+    return changed
+
+
+def mean_iou(bench: Bench, model: Mask2Former) -> Finding:
+    """mIoU of a model, and its label map of the first street."""
+    label_maps = [model.predict(sample.image).label_map for sample in bench.samples]
     return Finding(bench.mean_iou(label_maps), bench.samples[0].image, label_maps[0], bench.streets.classes)
 
 
-def mean_iou_with(owner: object, name: str) -> Callable[[Bench, Callable], Finding]:
-    """A measure: mIoU while the variant stands in the place of a function of the library."""
+def mean_iou_with(part: type[nn.Module], name: str) -> Callable[[Bench, Callable], Finding]:
+    """Make a measure: mIoU of the model in which the variant is a method of all parts of one type."""
 
     def measure(bench: Bench, variant: Callable) -> Finding:
-        with patch.object(owner, name, variant):
-            return mean_iou(bench)
+        return mean_iou(bench, with_method(bench.model, part, name, variant))
 
     return measure
 

@@ -1,4 +1,4 @@
-"""What a trap is: a thing done right and done wrong, a way to measure both, and the test that guards it.
+"""Traps: a step done right and done wrong, a way to measure both, and the test that guards it.
 
 K classes, H/W height/width of an image, h/w of a coarser map.
 """
@@ -27,10 +27,10 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True)
 class Bench:
-    """What traps are tried on.
+    """Model and scenes that traps are tried on.
 
     Attributes:
-        model: has learned the first streets by heart, so that whatever spoils them shows.
+        model: has memorised the first streets, so that any damage shows.
         streets: Cityscapes or drawn streets. Unless their sizes are no multiples of 32, nothing is padded and those
             traps do no damage.
         rooms: ADE20K or drawn rooms; no model is needed for them.
@@ -57,10 +57,11 @@ class Bench:
         """One street as the model takes it. uint8 [1, 3, H, W]"""
         return torch.from_numpy(self.samples[index].image).permute(2, 0, 1)[None].to(device_of(self.model))
 
-    def output(self, index: int, return_intermediates: bool = False) -> Output:
-        """What the model makes of one street."""
-        with evaluating(self.model), torch.inference_mode():
-            return self.model(self.images(index), return_intermediates=return_intermediates)
+    def output(self, index: int, model: Mask2Former | None = None, **options: object) -> Output:
+        """Output of the model, or of a variant of it, for one street."""
+        model = self.model if model is None else model
+        with evaluating(model), torch.inference_mode():
+            return model(self.images(index), **options)
 
     def mean_iou(self, label_maps: list[np.ndarray]) -> float:
         """Mean intersection over union of predictions for all samples, in percent."""
@@ -72,13 +73,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one variant leads to.
+    """Result of one variant.
 
     Attributes:
         value: in the trap's unit; NaN where the variant computes NaN.
         image: uint8 [H, W, 3], or None where there is nothing to see.
         picture: over the image: a label map, integers [H, W], 255 for nothing; or heat, floats in 0…1 [h, w].
-        classes: what the label map's numbers mean; None for heat.
+        classes: of the label map; None for heat.
     """
 
     value: float
@@ -93,10 +94,10 @@ class Trap:
 
     Attributes:
         name: a few words.
-        mistake: what people get wrong, in a sentence or two.
-        question: what to predict before looking.
+        mistake: made by people, in a sentence or two.
+        question: to be answered before looking.
         unit: of the values, with a place {} for the number.
-        right: what the library does, mostly the library's own function.
+        right: the variant of the library, mostly its own function.
         broken: the smallest realistic variant of it.
         measure: tries a variant, either of the two, on a bench.
         guarded_by: the pytest node id of the test that fails when this library steps into the trap.
@@ -158,7 +159,7 @@ class Trap:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trap, tried: what the right and the broken variant lead to."""
+    """Results of the right and the broken variant of a trap."""
 
     trap: Trap
     right: Finding
@@ -175,7 +176,7 @@ class Trial:
 
     @cached_property
     def pictures(self) -> dict[str, np.ndarray]:
-        """What to show as "right", "broken" and "difference".
+        """Pictures named "right", "broken" and "difference".
 
         Of label maps the last holds, where the two differ, what the broken variant says, or if it says nothing, what it
         should have said; elsewhere 255.
