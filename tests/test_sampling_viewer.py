@@ -1,4 +1,4 @@
-"""SamplingViewer: the points shown are those that the encoder read, and they lie where they are drawn."""
+"""SamplingExplorer: the points shown are those that the encoder read, and they lie where they are drawn."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import gc
 import io
 import math
 import weakref
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from m2f_lab import recipes
-from m2f_lab.explore import MaskView, SamplingViewer, plots
+from m2f_lab.explore import MaskView, SamplingExplorer, plots
 from m2f_lab.explore.sampling.trace import STRIDES, SamplingTrace, trace_sampling
 from m2f_lab.explore.sampling.views import GROUPS, LEVELS
 from m2f_lab.model import Mask2Former, build_model
+from m2f_lab.model.deformable_attention import DeformableAttention
 from m2f_lab.structures import Output
 from tests.toy_output import toy_output
 
@@ -38,18 +39,39 @@ def some_model(seed: int = 0, **config) -> Mask2Former:
     return model
 
 
-def some_output(image_size: tuple[int, int] = (50, 70), num_layers: int = 3, batch: int = 1) -> Output:
-    """Random sampling points, some outside the padded image."""
-    output = toy_output(image_size, batch)
-    padded_height, padded_width = output.padded_size
-    num_positions = sum(padded_height // stride * (padded_width // stride) for stride in STRIDES)
-    seen = dict(output.intermediates)
-    for layer in range(num_layers):
+class GivenPoints(DeformableAttention):
+    """Attention that reads at given points."""
+
+    def __init__(self, locations: Tensor, weights: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.locations, self.weights = locations, weights
+
+    def forward(self, *given: object) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.zeros(1), self.locations, self.weights
+
+
+class Reader(nn.Module):
+    """A model of random sampling points, some outside the padded image."""
+
+    def __init__(self, image_size: tuple[int, int] = (50, 70), num_layers: int = 3, batch: int = 1) -> None:
+        super().__init__()
+        self.output = toy_output(image_size, batch)
+        padded_height, padded_width = self.output.padded_size
+        num_positions = sum(padded_height // stride * (padded_width // stride) for stride in STRIDES)
         shape = (batch, num_positions, HEADS, 3, POINTS)
-        seen[f"pixel_decoder.layer.{layer}.sampling_locations"] = torch.rand(*shape, 2) * 1.4 - 0.2
-        weights = torch.rand(shape).flatten(3).softmax(3).unflatten(3, (3, POINTS))
-        seen[f"pixel_decoder.layer.{layer}.sampling_weights"] = weights
-    return replace(output, intermediates=seen)
+        self.layers = nn.ModuleList(
+            GivenPoints(torch.rand(*shape, 2) * 1.4 - 0.2, torch.rand(shape).flatten(3).softmax(3).view(shape))
+            for _ in range(num_layers)
+        )
+
+    def forward(self, images: Tensor) -> Output:
+        for layer in self.layers:
+            layer(images)
+        return self.output
+
+
+def trace_of(reader: Reader, **options) -> SamplingTrace:
+    return trace_sampling(reader, some_image(*reader.output.image_size), **options)
 
 
 def read_bilinearly(level: np.ndarray, x: float, y: float) -> np.ndarray:
@@ -72,11 +94,8 @@ def test_the_points_explain_what_the_module_computed(stride: int) -> None:
     model, heard = some_model(num_encoder_layers=2), []
     for layer in model.pixel_decoder.layers:
         layer.attention.register_forward_hook(lambda module, given, result: heard.append((given[0], result[0])))
-    pixels = torch.from_numpy(some_image()).permute(2, 0, 1)[None]
-    with torch.inference_mode():
-        output = model(pixels, return_intermediates=True)
-    assert output.padded_size == (64, 96)
-    trace = trace_sampling(output, dtype=torch.float32)
+    trace = trace_sampling(model, some_image(), dtype=torch.float32)
+    assert trace.padded_size == (64, 96)
     sampled = trace.at((0.61, 0.43), stride)
     level = STRIDES.index(stride)
     row, column = sampled.cell
@@ -104,14 +123,13 @@ def test_the_points_explain_what_the_module_computed(stride: int) -> None:
 @pytest.mark.parametrize("stride", STRIDES)
 def test_a_place_is_asked_for_by_the_cell_it_lies_in(image_size: tuple[int, int], stride: int) -> None:
     """The cell of every pixel, by division in the padded image; its points, without padding."""
-    output = some_output(image_size)
-    trace = trace_sampling(output, dtype=torch.float32)
+    reader = Reader(image_size)
+    output, trace = reader.output, trace_of(reader, dtype=torch.float32)
     height, width = image_size
     rows, columns = (edge // stride for edge in output.padded_size)
     before = {32: 0, 16: math.prod(trace.level_sizes[0])}
     before[8] = before[16] + math.prod(trace.level_sizes[1])
-    locations = output.intermediates["pixel_decoder.layer.1.sampling_locations"][0].numpy()
-    weights = output.intermediates["pixel_decoder.layer.1.sampling_weights"][0].numpy()
+    locations, weights = reader.layers[1].locations[0].numpy(), reader.layers[1].weights[0].numpy()
     for y in range(0, height, 7):
         for x in range(0, width, 7):
             sampled = trace.at(((x + 0.5) / width, (y + 0.5) / height), stride)
@@ -129,16 +147,14 @@ def test_a_place_is_asked_for_by_the_cell_it_lies_in(image_size: tuple[int, int]
 
 
 def test_the_far_corner_belongs_to_the_last_cell() -> None:
-    assert trace_sampling(some_output((64, 96))).at((1.0, 1.0), 8).cell == (7, 11)
-    assert trace_sampling(some_output((50, 70))).at((1.0, 1.0), 32).cell == (1, 2)
+    assert trace_of(Reader((64, 96))).at((1.0, 1.0), 8).cell == (7, 11)
+    assert trace_of(Reader((50, 70))).at((1.0, 1.0), 32).cell == (1, 2)
 
 
 def test_fresh_weights_sample_a_star() -> None:
     """Before training, head h reads into direction h, point p at p + 1 cells of the level, all alike."""
     model = build_model(recipes.debug_tiny(num_classes=4).model).eval()
-    with torch.inference_mode():
-        output = model(torch.zeros(1, 3, 50, 70), return_intermediates=True)
-    sampled = trace_sampling(output).at((0.5, 0.5), 8)
+    sampled = trace_sampling(model, some_image()).at((0.5, 0.5), 8)
     away = (sampled.points - sampled.location) * (70, 50)
     for level, stride in enumerate(STRIDES):
         reach = stride * np.arange(1, sampled.points.shape[3] + 1)
@@ -164,47 +180,50 @@ def test_numbers_worked_by_hand() -> None:
 
 
 def test_half_precision_keeps_eleven_bits_of_every_offset() -> None:
-    output = some_output((256, 512))
-    exact, half = (trace_sampling(output, dtype=dtype) for dtype in (torch.float32, torch.float16))
-    assert trace_sampling(output).offsets.dtype == np.float16
+    reader = Reader((256, 512))
+    exact, half = (trace_of(reader, dtype=dtype) for dtype in (torch.float32, torch.float16))
+    assert trace_of(reader).offsets.dtype == np.float16
     np.testing.assert_allclose(half.offsets, exact.offsets, rtol=2**-11, atol=1e-6)
     np.testing.assert_allclose(half.weights, exact.weights, rtol=2**-11, atol=1e-7)
 
 
-def test_the_image_of_the_batch_is_chosen() -> None:
-    output = some_output(batch=2)
-    weights = output.intermediates["pixel_decoder.layer.0.sampling_weights"]
-    trace = trace_sampling(output, index=1, dtype=torch.float32)
-    assert np.array_equal(trace.weights[0], weights[1].numpy())
+def test_trace_keeps_weights_and_leaves_no_hook_behind() -> None:
+    reader = Reader()
+    trace = trace_of(reader, dtype=torch.float32)
+    assert np.array_equal(trace.weights[2], reader.layers[2].weights[0].numpy())
     assert (trace.num_layers, trace.num_heads) == (3, HEADS)
+    assert not any(layer._forward_hooks for layer in reader.layers)
 
 
 def test_what_is_not_there_is_named() -> None:
-    trace = trace_sampling(some_output())
+    trace = trace_of(Reader())
     with pytest.raises(ValueError, match="stride must be one of 32, 16, 8, got 4"):
         trace.at((0.5, 0.5), 4)
     with pytest.raises(ValueError, match=r"in 0…1 of the image, got \(35, 25\)"):
         trace.at((35, 25))
-    with pytest.raises(ValueError, match="return_intermediates=True"):
-        trace_sampling(replace(some_output(), intermediates=None))
-    with pytest.raises(ValueError, match="no encoder layer was run"):
-        trace_sampling(toy_output())
+    with pytest.raises(ValueError, match="with deformable attention, which this function does not have"):
+        trace_sampling(lambda images: toy_output(), some_image())
+    with pytest.raises(ValueError, match="which this Linear does not have"):
+        SamplingExplorer(nn.Linear(1, 1), some_image())
+    reader = Reader((64, 96))
+    reader.output = toy_output((32, 96))
+    with pytest.raises(ValueError, match=r"strides 32, 16, 8, 63 positions here, but .* \[\(126, 3\)\]"):
+        trace_sampling(reader, some_image(32, 96))
 
 
 # ---------------------------------------------------------------------------------------------------------- the widget
 
 
-def some_viewer(**options) -> SamplingViewer:
+def some_viewer(**options) -> SamplingExplorer:
     torch.manual_seed(0)
-    outputs = {"before": some_output(), "after": some_output()}
-    return SamplingViewer.from_output(outputs, some_image(), **options)
+    return SamplingExplorer({"before": Reader(), "after": Reader()}, some_image(), **options)
 
 
 def dots(view: MaskView) -> np.ndarray:
     return np.frombuffer(view.marks, "<f4").reshape(*view.marks_shape, 3)
 
 
-def assert_shows(viewer: SamplingViewer, place: tuple[float, float], stride: int) -> None:
+def assert_shows(viewer: SamplingExplorer, place: tuple[float, float], stride: int) -> None:
     for name, view in viewer.views.items():
         sampled = viewer.traces[name].at(place, stride)
         shown = dots(view)
@@ -266,10 +285,10 @@ def test_the_map_below_says_how_far_each_position_reads() -> None:
     viewer = some_viewer()
     view, trace = viewer.views["after"], viewer.traces["after"]
     assert view.coverage == [96 / 70, 64 / 50]
-    view.stack, view.channel = 1, 2
+    view.stack, view.channel = 1, 2  # layer 2
     diagonal = math.hypot(50, 70)
     for view.index, stride in enumerate(STRIDES):
-        maps = trace.distance_maps(1, stride)
+        maps = trace.distance_maps(2, stride)
         top = float(np.frombuffer(view.scales, "<f4").reshape(3, 3, 3)[1, view.index, 2])
         for x, y in ((3, 3), (64, 45)):
             sampled = trace.at(((x + 0.5) / 70, (y + 0.5) / 50), stride)
@@ -293,7 +312,7 @@ def test_controls_are_linked_in_the_browser() -> None:
 
 def test_what_the_viewer_cannot_show_is_refused() -> None:
     viewer = some_viewer()
-    for name, count, numbers in (("layer", 4, "1…3"), ("layer", 0, "1…3"), ("head", 2, "0…1")):
+    for name, count, numbers in (("layer", 4, "1…3"), ("layer", 0, "1…3"), ("head", 3, "1…2")):
         with pytest.raises(ValueError, match=rf"no {name} {count}; they are numbered {numbers}"):
             setattr(viewer, name, count)
     with pytest.raises(ValueError, match="no column 70"):
@@ -301,19 +320,19 @@ def test_what_the_viewer_cannot_show_is_refused() -> None:
     with pytest.raises(ValueError, match="stride must be one of 32, 16, 8"):
         viewer.stride = 4
     with pytest.raises(ValueError, match="there is none"):
-        SamplingViewer({}, some_image())
+        SamplingExplorer({}, some_image())
     with pytest.raises(
         ValueError, match=r"differ in their numbers of encoder layers and heads \(a: 3 and 2, b: 2 and 2"
     ):
-        SamplingViewer.from_output({"a": some_output(), "b": some_output(num_layers=2)}, some_image())
+        SamplingExplorer({"a": Reader(), "b": Reader(num_layers=2)}, some_image())
 
 
 def test_a_real_model_before_and_after() -> None:
     """The trained one is a fresh one that was changed; the image is larger than what the models see."""
     fresh = build_model(recipes.debug_tiny(num_classes=4).model)
     image = Image.fromarray(some_image(100, 140))
-    viewer = SamplingViewer({"fresh": fresh, "trained": some_model()}, image, shortest_edge=50, width=300)
-    assert repr(viewer) == "SamplingViewer(fresh | trained, 1 layer, 140 × 100 pixels)"
+    viewer = SamplingExplorer({"fresh": fresh, "trained": some_model()}, image, shortest_edge=50, width=300)
+    assert repr(viewer) == "SamplingExplorer(fresh | trained, 1 layer, 140 × 100 pixels)"
     viewer.views["fresh"].set_state({"clicked": [139, 99]})
     assert viewer.points().cell == (6, 8)  # of 64 × 96 pixels that show the image in 50 × 70
     fresh_shares = viewer.points("fresh").level_shares
@@ -330,7 +349,7 @@ def test_the_figure_has_a_panel_per_model_and_layer(monkeypatch: pytest.MonkeyPa
     assert list(drawn) == ["before, layer 3", "after, layer 3", "columns"]
     assert drawn["columns"] is None
     drawn.clear()
-    viewer.figure(layers=(1, 3), head=1)
+    viewer.figure(layers=(1, 3), head=2)
     assert list(drawn)[:2] == ["before, layer 1, head 2", "before, layer 3, head 2"]
     assert drawn["columns"] == 2
     location, points, weights = drawn["after, layer 3, head 2"]
@@ -370,7 +389,7 @@ def test_a_saved_page_knows_a_grid_of_places(tmp_path, monkeypatch: pytest.Monke
 
 def test_there_is_a_picture_where_widgets_do_not_run() -> None:
     bundle = some_viewer()._repr_mimebundle_()
-    assert bundle["text/plain"] == "SamplingViewer(before | after, 3 layers, 70 × 50 pixels)"
+    assert bundle["text/plain"] == "SamplingExplorer(before | after, 3 layers, 70 × 50 pixels)"
     assert Image.open(io.BytesIO(bundle["image/png"])).width > 200
 
 
