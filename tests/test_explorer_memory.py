@@ -34,7 +34,7 @@ def arrays_of(tool: Tool) -> list[object]:
     """What is large, by the tool's own names for it."""
     names = ("trace", "_output", "_masks", "replay", "output", "change")
     held = [getattr(tool, name) for name in names if getattr(tool, name, None) is not None]
-    held += getattr(tool, "traces", {}).values()
+    held += (getattr(tool, "traces", None) or {}).values()
     return [each for thing in held for each in (thing.values() if isinstance(thing, dict) else [thing])]
 
 

@@ -338,5 +338,5 @@ def test_what_does_not_fit_is_named(inspector: MatchingExplorer) -> None:
 
 def test_close_gives_the_memory_back(inspector: MatchingExplorer) -> None:
     inspector.close()
-    assert inspector.traces == {}
+    assert inspector.traces is None
     assert inspector.views == {}

@@ -32,14 +32,6 @@ class Mute:
     query: int
     from_layer: int | None = 1
 
-    @property
-    def first_layer(self) -> int | None:
-        return self.from_layer
-
-    @property
-    def target(self) -> tuple:
-        return "mute", self.query
-
 
 @dataclass(frozen=True)
 class ForceClass:
@@ -56,14 +48,6 @@ class ForceClass:
     query: int
     label: int | str
     every_prediction: bool = False
-
-    @property
-    def first_layer(self) -> None:
-        return None
-
-    @property
-    def target(self) -> tuple:
-        return "class", self.query
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +77,6 @@ class PaintAttention:
         kept.flags.writeable = False  # an edit that changed later would not be what the history shows
         object.__setattr__(self, "blocked", kept)
 
-    @property
-    def first_layer(self) -> int:
-        return self.layer
-
-    @property
-    def target(self) -> tuple:
-        return "attention", self.layer, self.query
-
 
 @dataclass(frozen=True)
 class Unmask:
@@ -114,16 +90,19 @@ class Unmask:
     layer: int
     query: int | None = None
 
-    @property
-    def first_layer(self) -> int:
-        return self.layer
-
-    @property
-    def target(self) -> tuple:
-        return "attention", self.layer, self.query
-
 
 Edit = Mute | ForceClass | PaintAttention | Unmask
+
+
+def first_layer(edit: Edit) -> int | None:
+    """The first layer that an edit changes; None where it changes the result only."""
+    return edit.from_layer if isinstance(edit, Mute) else getattr(edit, "layer", None)
+
+
+def target(edit: Edit) -> tuple:
+    """The thing that an edit changes; a later edit of the same thing takes its place."""
+    kind = {Mute: "mute", ForceClass: "class"}.get(type(edit), "attention")
+    return (kind, edit.layer, edit.query) if kind == "attention" else (kind, edit.query)
 
 
 def check_edit(
@@ -147,7 +126,7 @@ def check_edit(
     query = edit.query
     if query not in range(num_queries) and not (query is None and isinstance(edit, Unmask)):
         raise ValueError(f"There is no query {query}; they are numbered 0…{num_queries - 1}.")
-    layer = edit.first_layer
+    layer = first_layer(edit)
     if layer is not None and layer not in range(1, len(grids) + 1):
         way_out = " To leave a query out of the result only, use from_layer=None." if isinstance(edit, Mute) else ""
         raise ValueError(f"There is no layer {layer}; layers are numbered 1…{len(grids)}.{way_out}")
@@ -197,7 +176,7 @@ def describe(edit: Edit, names: Sequence[str]) -> str:
 
 def with_edit(edits: tuple[Edit, ...], edit: Edit) -> tuple[Edit, ...]:
     """Add an edit at the end, in place of an earlier one of the same query's attention, class or presence."""
-    return (*(earlier for earlier in edits if earlier.target != edit.target), edit)
+    return (*(earlier for earlier in edits if target(earlier) != target(edit)), edit)
 
 
 class EditHistory:

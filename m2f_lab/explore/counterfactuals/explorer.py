@@ -18,34 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from m2f_lab.data import Classes
+from m2f_lab.explore.counterfactuals import views as words
 from m2f_lab.explore.counterfactuals.edits import Edit, EditHistory, ForceClass, Mute, PaintAttention, Unmask, with_edit
 from m2f_lab.explore.counterfactuals.replay import Replay
-from m2f_lab.explore.counterfactuals.views import (
-    DIFFERENCE,
-    NOW,
-    STATES,
-    change_caption,
-    edits_as_html,
-    edits_as_text,
-    hidden_captions,
-    hidden_stacks,
-    named_maps,
-)
-from m2f_lab.explore.parts.controls import (
-    Chosen,
-    Control,
-    Moves,
-    button,
-    check_range,
-    choice,
-    controls,
-    layer_slider,
-    menu,
-    opacity_slider,
-    pictures,
-    stepper,
-)
+from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.labels import NO_OBJECT, class_labels, query_options
 from m2f_lab.explore.parts.mask_view import MaskView, Stroke
 from m2f_lab.explore.parts.pages import off_page
@@ -110,11 +86,10 @@ class CounterfactualExplorer(ImageTool):
     WIDTH = 310
     TITLE = "What would the model have said?"
 
-    layer = Chosen("layer_slider", "The layer whose attention mask is shown, from 1.", first=1)
+    HELD = ("replay", "output", "change")
 
-    replay: Replay | None = None
-    output: Output | None = None
-    change: LabelChange | None = None
+    query = ui.Chosen("query_slider", "The number of the query that is chosen.", order="order")
+    layer = ui.Chosen("layer_slider", "The layer whose attention mask is shown, from 1.", first=1)
 
     def __init__(
         self,
@@ -122,10 +97,7 @@ class CounterfactualExplorer(ImageTool):
         image: str | Path | Image.Image | np.ndarray,
         *,
         truth: np.ndarray | None = None,
-        classes: Classes | None = None,
-        shortest_edge: int | None = None,
-        longest_edge: int | None = None,
-        width: int | None = None,
+        **options,
     ) -> None:
         """Run the model once and keep it for edits.
 
@@ -134,15 +106,13 @@ class CounterfactualExplorer(ImageTool):
             image: a path, a PIL image or RGB uint8 [H, W, 3].
             truth: the true label map, to tell whether a change is for the better; 255 for pixels that do not count.
                 [H, W]
-            classes, shortest_edge, longest_edge, width: as for every tool; see `ImageTool`.
+            options: classes, shortest_edge, longest_edge and width, as for every tool; see `ImageTool`.
 
         Raises:
             TypeError: the model's decoder does not run layer by layer.
         """
         self._truth, self._history = truth, EditHistory()
-        super().__init__(
-            model, image, classes=classes, shortest_edge=shortest_edge, longest_edge=longest_edge, width=width
-        )
+        super().__init__(model, image, **options)
 
     def _read(self, models: dict[str, Model], edges: dict[str, int | None]) -> None:
         (model,) = models.values()
@@ -155,48 +125,48 @@ class CounterfactualExplorer(ImageTool):
     def _build(self) -> None:
         replay, views = self.replay, self._make_views()
         labels = class_labels(self.classes, replay.num_classes)
-        self.layer_slider = layer_slider("layer", replay.num_layers, HELP["layer"])
-        steps = stepper("query", query_options(self._probabilities, self.order, labels), HELP["query"])
+        self.layer_slider = ui.layer_slider("layer", replay.num_layers, HELP["layer"])
+        steps = ui.stepper("query", query_options(self._probabilities, self.order, labels), HELP["query"])
         self.query_slider, self.query_menu = steps
-        self.opacity_slider = opacity_slider(0.7)
+        self.opacity_slider = ui.opacity_slider(0.7)
         classes = [(name, number) for number, name in enumerate([*self.classes.names, NO_OBJECT])]
-        self.class_menu = menu("class-menu", "class", classes, HELP["force-class"])
-        self.brush = choice("brush", BRUSHES, 0, HELP["brush"])
+        self.class_menu = ui.menu("class-menu", "class", classes, HELP["force-class"])
+        self.brush = ui.choice("brush", BRUSHES, 0, HELP["brush"])
         self.radius_slider = ipywidgets.FloatSlider(
             1.0, min=0.5, max=8, step=0.5, description="radius", readout_format=".1f", tooltip=HELP["radius"]
         ).add_class("m2f-radius-slider")
-        self.state = choice("state", STATES[:DIFFERENCE], NOW, HELP["result"])
+        self.state = ui.choice("state", words.STATES[: words.DIFFERENCE], words.NOW, HELP["result"])
         self.status, self.edit_list = (ipywidgets.HTML().add_class(f"m2f-{name}") for name in ("status", "edits"))
         self.edit_list.layout.max_width = f"{self.width}px"
         actions = self._actions()
         self.buttons = {
-            name: button(name, label, HELP[name], layout={"width": "max-content"}, icon=ICONS.get(name, ""))
+            name: ui.button(name, label, HELP[name], layout={"width": "max-content"}, icon=ICONS.get(name, ""))
             for name, (label, _) in actions.items()
         }
         press = self.buttons
         self._assemble(
             [
-                controls(self.layer_slider, steps, self.opacity_slider),
-                controls(press["mute"], press["leave-out"], self.class_menu, press["force-class"]),
-                controls(
+                ui.controls(self.layer_slider, steps, self.opacity_slider),
+                ui.controls(press["mute"], press["leave-out"], self.class_menu, press["force-class"]),
+                ui.controls(
                     _label("pointer", HELP["brush"]), self.brush, self.radius_slider, press["unmask"],
                     press["unmask-all"],
                 ),
-                controls(
+                ui.controls(
                     press["undo"], press["redo"], press["reset"], _label("result", HELP["result"]), self.state,
                     self.status,
                 ),
-                pictures([views["hidden"], self.edit_list], views["result"], views["difference"]),
+                ui.pictures([views["hidden"], self.edit_list], views["result"], views["difference"]),
             ],
             views,
             name="counterfactuals",
             counts=f"{replay.num_queries} queries, {replay.num_layers} layers",
             moves=[
-                Moves("stack", self.layer_slider, page=False),
-                Moves("index", steps, ("hidden", "difference"), page=False),
-                Moves("index", self.state, ("result",), page=False),
-                Moves("brush_radius", self.radius_slider, ("hidden",), page=False),
-                Moves("opacity", self.opacity_slider),
+                ui.Moves("stack", self.layer_slider, page=False),
+                ui.Moves("index", steps, ("hidden", "difference"), page=False),
+                ui.Moves("index", self.state, ("result",), page=False),
+                ui.Moves("brush_radius", self.radius_slider, ("hidden",), page=False),
+                ui.Moves("opacity", self.opacity_slider),
             ],
         )  # fmt: skip
         for name, (_, act) in actions.items():
@@ -270,16 +240,6 @@ class CounterfactualExplorer(ImageTool):
 
     # ---------------------------------------------------------------------------------------------- what is chosen
 
-    @property
-    def query(self) -> int:
-        """The number of the query that is chosen."""
-        return int(self.order[self.query_slider.value])
-
-    @query.setter
-    def query(self, query: int) -> None:
-        check_range("query", query, len(self.order))
-        self.query_slider.value = int(np.flatnonzero(self.order == query)[0])
-
     def winner(self, x: int, y: int) -> int:
         """The query that contributes most to the class that a pixel has now.
 
@@ -287,8 +247,8 @@ class CounterfactualExplorer(ImageTool):
             ValueError: the pixel is outside the image.
         """
         (height, width), (cover_x, cover_y) = self.replay.image.shape[:2], self.replay.coverage
-        check_range("column", x, width)
-        check_range("row", y, height)
+        ui.check_range("column", x, width)
+        ui.check_range("row", y, height)
         with torch.inference_mode():
             masks = self.output.masks[-1].float()
             place = torch.tensor([[[(x + 0.5) / width / cover_x, (y + 0.5) / height / cover_y]]])
@@ -299,44 +259,44 @@ class CounterfactualExplorer(ImageTool):
     # ---------------------------------------------------------------------------------------------------- the widget
 
     def _make_views(self) -> dict[str, MaskView]:
-        replay, maps = self.replay, named_maps(self.change, self.classes)
+        replay, maps = self.replay, words.named_maps(self.change, self.classes)
         common = {
             "width": self.width, "group": f"counterfactuals-{id(self)}", "num_stacks": replay.num_layers,
             "stack": replay.num_layers - 1,
         }  # fmt: skip
         return {
             "hidden": MaskView(
-                replay.image, hidden_stacks(self.output, self.order), colors="blocked", smooth=False,
+                replay.image, words.hidden_stacks(self.output, self.order), colors="blocked", smooth=False,
                 coverage=replay.coverage, words=("visible", "hidden"), contour=0.5,
                 title="What the query may not see", help=HELP["hidden"], **common,
             ),
             "result": MaskView(
-                replay.image, maps.maps[:DIFFERENCE], colors=maps.table, names=maps.names, index=NOW, title="Result",
-                help=HELP["result"], **common,
+                replay.image, maps.maps[:words.DIFFERENCE], colors=maps.table, names=maps.names, index=words.NOW,
+                title="Result", help=HELP["result"], **common,
             ),
             "difference": MaskView(
-                replay.image, maps.maps[DIFFERENCE:], colors=maps.table, names=maps.names, title="What changed",
+                replay.image, maps.maps[words.DIFFERENCE:], colors=maps.table, names=maps.names, title="What changed",
                 help=HELP["difference"], num_masks=replay.num_queries, **common,
             ),
         }  # fmt: skip
 
     def _show(self) -> None:
         """Bring pictures and words up to the last run."""
-        maps = named_maps(self.change, self.classes)
-        caption = change_caption(self.change, self.classes)
+        maps = words.named_maps(self.change, self.classes)
+        caption = words.change_caption(self.change, self.classes)
         hidden = self.views["hidden"]
-        masks = b"".join(stack.tobytes() for stack in hidden_stacks(self.output, self.order))
+        masks = b"".join(stack.tobytes() for stack in words.hidden_stacks(self.output, self.order))
         with hidden.hold_sync():
-            hidden.set_captions(hidden_captions(self.output, self.order, self.edits))
+            hidden.set_captions(words.hidden_captions(self.output, self.order, self.edits))
             if hidden.masks == masks:
                 hidden.send_state("masks")  # the browser may show a stroke that came to nothing
             hidden.masks = masks
-        for name, shown in (("result", maps.maps[:DIFFERENCE]), ("difference", maps.maps[DIFFERENCE:])):
+        for name, shown in (("result", maps.maps[: words.DIFFERENCE]), ("difference", maps.maps[words.DIFFERENCE :])):
             view = self.views[name]
             with view.hold_sync():
                 view.masks, view.table, view.names = shown.tobytes(), maps.table.tobytes(), maps.names
                 view.set_captions([[caption] if name == "difference" else []])
-        self.edit_list.value = edits_as_html(self.edits, self.classes.names)
+        self.edit_list.value = words.edits_as_html(self.edits, self.classes.names)
         self.status.value = f"computed in {1000 * self.seconds:.0f} ms"
         self.buttons["undo"].disabled = not self._history.can_undo
         self.buttons["redo"].disabled = not self._history.can_redo
@@ -366,20 +326,20 @@ class CounterfactualExplorer(ImageTool):
         from m2f_lab.explore import plots  # a second to import, and most explorers are never printed
 
         replay, change = self.replay, self.change
-        title = edits_as_text(self.edits, self.classes.names)
+        title = words.edits_as_text(self.edits, self.classes.names)
         return plots.label_change(replay.image, change.before, change.after, self.classes, title)
 
-    def _page_controls(self) -> list[Control]:
-        return [Control("index", "result", HELP["result"], options=STATES), *super()._page_controls()]
+    def _page_controls(self) -> list[ui.Control]:
+        return [ui.Control("index", "result", HELP["result"], options=words.STATES), *super()._page_controls()]
 
     @contextmanager
     def _page_columns(self) -> Iterator[Columns]:
         """One picture that switches between before, now and difference."""
-        maps = named_maps(self.change, self.classes)
-        caption = change_caption(self.change, self.classes)
+        maps = words.named_maps(self.change, self.classes)
+        caption = words.change_caption(self.change, self.classes)
         with off_page():
             view = MaskView(
-                self.image, maps.maps, colors=maps.table, names=maps.names, index=NOW, width=720, title="Result",
+                self.image, maps.maps, colors=maps.table, names=maps.names, index=words.NOW, width=720, title="Result",
                 captions=[[caption] * len(maps.maps)], opacity=self.opacity_slider.value, help=HELP["result"],
             )  # fmt: skip
         try:
@@ -388,13 +348,8 @@ class CounterfactualExplorer(ImageTool):
             view.close()
 
     def _page_note(self) -> str:
-        now = edits_as_text(self.edits, self.classes.names)
+        now = words.edits_as_text(self.edits, self.classes.names)
         return f"Now: {now}. Click the picture, then left and right arrows switch."
-
-    def close(self) -> None:
-        """Take the explorer off the page and give its memory back."""
-        self.replay = self.output = self.change = None
-        super().close()
 
 
 def _label(text: str, tooltip: str) -> ipywidgets.Label:

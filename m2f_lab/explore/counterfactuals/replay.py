@@ -32,6 +32,7 @@ from m2f_lab.explore.counterfactuals.edits import (
     Unmask,
     check_edit,
     class_number,
+    first_layer,
 )
 from m2f_lab.explore.counterfactuals.label_change import LabelChange, compare_label_maps
 from m2f_lab.explore.parts.labels import known_classes
@@ -150,7 +151,7 @@ class Replay:
             self._check(edit)
         if len({edit.query for edit in edits if isinstance(edit, Mute)}) == self.num_queries:
             raise ValueError(f"All {self.num_queries} queries are muted, so nothing predicts anything; leave one.")
-        first = min((edit.first_layer for edit in edits if edit.first_layer), default=self.num_layers + 1)
+        first = min(filter(None, map(first_layer, edits)), default=self.num_layers + 1)
         with evaluating(self._decoder), torch.inference_mode():
             # Attention weights are never kept here, so all layers are run for them; the same numbers come out.
             first = 1 if attention_weights else first

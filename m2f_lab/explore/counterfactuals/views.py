@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from m2f_lab.data import Classes
-from m2f_lab.explore.counterfactuals.edits import Edit, Mute, describe
+from m2f_lab.explore.counterfactuals.edits import Edit, Mute, describe, target
 from m2f_lab.explore.counterfactuals.label_change import LabelChange
 from m2f_lab.explore.parts.drawing import label_table
 from m2f_lab.explore.parts.labels import OPENED
@@ -116,7 +116,7 @@ def hidden_stacks(output: Output, order: np.ndarray) -> list[np.ndarray]:
 
 def hidden_captions(output: Output, order: np.ndarray, edits: Sequence[Edit]) -> list[list[Caption]]:
     """Number of cells that every layer hides, and whether the fallback or a person changed that. N × Q"""
-    by_hand = {edit.target for edit in edits}
+    by_hand = {target(edit) for edit in edits}
     muted_from = {edit.query: edit.from_layer for edit in edits if isinstance(edit, Mute) and edit.from_layer}
     captions = []
     for layer in range(1, output.num_predictions):

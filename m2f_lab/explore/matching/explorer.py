@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from m2f_lab.data import Classes
 from m2f_lab.explore.matching import views as words
 from m2f_lab.explore.matching.trace import (
     MatchedMasks,
@@ -24,17 +23,7 @@ from m2f_lab.explore.matching.trace import (
     resize_target,
     trace_matching,
 )
-from m2f_lab.explore.parts.controls import (
-    Chosen,
-    Moves,
-    check_range,
-    controls,
-    menu,
-    opacity_slider,
-    pictures,
-    slider,
-    stepper,
-)
+from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.labels import class_labels
 from m2f_lab.explore.parts.reading import Model
 from m2f_lab.explore.parts.tool import ImageTool
@@ -59,7 +48,7 @@ class MatchingExplorer(ImageTool):
     term that the cost matrix shows. A click on a cell of the matrix lays that query over that segment.
 
     Attributes:
-        traces: costs, pairs, runners-up and margins, by name of the model; empty once closed.
+        traces: costs, pairs, runners-up and margins, by name of the model; None once closed.
         views: the pictures: "choice", "rival", "matrix".
         cells: geometry of the picture of the matrix.
     """
@@ -72,8 +61,10 @@ class MatchingExplorer(ImageTool):
         "the layer, and digits the term."
     )
 
-    layer = Chosen("layer_slider", "The prediction that is shown: 0 is the learned queries', n that after layer n.")
-    segment = Chosen("segment_slider", "The number of the segment that is shown.")
+    HELD = ("traces", "_masks")
+
+    layer = ui.Chosen("layer_slider", "The prediction that is shown: 0 is the learned queries', n that after layer n.")
+    segment = ui.Chosen("segment_slider", "The number of the segment that is shown.")
 
     def __init__(
         self,
@@ -83,10 +74,7 @@ class MatchingExplorer(ImageTool):
         *,
         criterion: Criterion | None = None,
         points: Tensor | None = None,
-        classes: Classes | None = None,
-        shortest_edge: int | None = None,
-        longest_edge: int | None = None,
-        width: int | None = None,
+        **options,
     ) -> None:
         """Match the predictions of models with the ground truth of an image.
 
@@ -97,7 +85,7 @@ class MatchingExplorer(ImageTool):
             target: its ground truth: segments, or a label map with 255 for ignored pixels, integers [H, W].
             criterion: that the model is trained with; by default the paper's.
             points: at which masks are compared; see `trace_matching`. All models are compared at the same ones.
-            classes, shortest_edge, longest_edge, width: as for every tool; see `ImageTool`.
+            options: classes, shortest_edge, longest_edge and width, as for every tool; see `ImageTool`.
 
         Raises:
             NonFiniteError: a prediction holds NaN or infinity.
@@ -107,9 +95,7 @@ class MatchingExplorer(ImageTool):
         self._criterion, self._points = criterion, points
         self.traces: dict[str, MatchingTrace] = {}
         self._masks: dict[str, MatchedMasks] = {}
-        super().__init__(
-            model, image, classes=classes, shortest_edge=shortest_edge, longest_edge=longest_edge, width=width
-        )
+        super().__init__(model, image, **options)
 
     def _read(self, models: dict[str, Model], edges: dict[str, int | None]) -> None:
         for name, model in models.items():
@@ -118,7 +104,7 @@ class MatchingExplorer(ImageTool):
             matcher = (self._criterion or Criterion(output.num_classes)).matcher
             self.traces[name] = trace_matching(output, seen, matcher, self._points)
             self._masks[name] = matched_masks(output, seen)
-        _check_alike(self.traces)
+        self._check_alike("predictions and queries", "num_predictions", "num_queries")
         self.names = words.segment_names(self.trace_of(), class_labels(self.classes, output.num_classes))
 
     def _build(self) -> None:
@@ -128,24 +114,24 @@ class MatchingExplorer(ImageTool):
         self.cells = words.MatrixLayout(names, trace.num_queries)
         views = words.make_views(self.image, trace, self._masks[list(self.traces)[-1]], self.cells, self.width)
         tooltip = help_of["checkpoint"]
-        self.checkpoint_slider = slider("checkpoint-slider", "training", last, last, tooltip, readout=False)
+        self.checkpoint_slider = ui.slider("checkpoint-slider", "training", last, last, tooltip, readout=False)
         self.checkpoint_label = ipywidgets.Label(tooltip=tooltip).add_class("m2f-checkpoint")
         if last == 0:
             self.checkpoint_slider.layout.display = self.checkpoint_label.layout.display = "none"
         prediction = trace.num_predictions - 1
-        self.layer_slider = slider("prediction-slider", "layer", prediction, prediction, help_of["layer"])
-        steps = stepper("segment", [(f"segment {n}", place) for place, n in enumerate(names)], help_of["segment"])
+        self.layer_slider = ui.slider("prediction-slider", "layer", prediction, prediction, help_of["layer"])
+        steps = ui.stepper("segment", [(f"segment {n}", place) for place, n in enumerate(names)], help_of["segment"])
         self.segment_slider, self.segment_menu = steps
-        self.term_menu = menu("term-menu", "cost", words.matrices(trace), help_of["sum"])
+        self.term_menu = ui.menu("term-menu", "cost", words.matrices(trace), help_of["sum"])
         queries = [("the runner-up", None), *((f"query {q}", q) for q in range(trace.num_queries))]
-        self.query_menu = menu("other-query-menu", "compare", queries, help_of["rival"])
-        self.opacity_slider = opacity_slider(1.0)
+        self.query_menu = ui.menu("other-query-menu", "compare", queries, help_of["rival"])
+        self.opacity_slider = ui.opacity_slider(1.0)
         self.table = ipywidgets.HTML().add_class("m2f-over-training")
         self._assemble(
             [
-                controls(self.checkpoint_slider, self.checkpoint_label, self.layer_slider, steps),
-                controls(self.term_menu, self.query_menu, self.opacity_slider),
-                pictures(views["choice"], views["rival"]),
+                ui.controls(self.checkpoint_slider, self.checkpoint_label, self.layer_slider, steps),
+                ui.controls(self.term_menu, self.query_menu, self.opacity_slider),
+                ui.pictures(views["choice"], views["rival"]),
                 views["matrix"],
                 self.table,
             ],
@@ -154,10 +140,10 @@ class MatchingExplorer(ImageTool):
             counts=f"{self._names}, {len(names)} segments, {trace.num_queries} queries, "
             f"{trace.num_predictions} predictions",
             moves=[
-                Moves("stack", self.layer_slider),
-                Moves("index", steps),
-                Moves("channel", self.term_menu),
-                Moves("opacity", self.opacity_slider, ("choice", "rival"), page=False),
+                ui.Moves("stack", self.layer_slider),
+                ui.Moves("index", steps),
+                ui.Moves("channel", self.term_menu),
+                ui.Moves("opacity", self.opacity_slider, ("choice", "rival"), page=False),
             ],
         )
         views["matrix"].observe(self._on_click, "clicked")
@@ -222,7 +208,7 @@ class MatchingExplorer(ImageTool):
 
     @query.setter
     def query(self, query: int | None) -> None:
-        check_range("query", 0 if query is None else query, self.trace.num_queries)
+        ui.check_range("query", 0 if query is None else query, self.trace.num_queries)
         self.query_menu.value = query
 
     # ----------------------------------------------------------------------------------------------------- the widget
@@ -275,19 +261,7 @@ class MatchingExplorer(ImageTool):
 
         layer = self.layer if layer is None else layer
         trace = self.trace if checkpoint is None else self.trace_of(checkpoint)
-        check_range("layer", layer, trace.num_predictions)
+        ui.check_range("layer", layer, trace.num_predictions)
         return plots.matching(
             trace.terms, trace.chosen, trace.runner_up, trace.margin, self.names, layer, title=checkpoint or ""
         )
-
-    def close(self) -> None:
-        """Take the tool off the page and give its memory back."""
-        self.traces, self._masks = {}, {}
-        super().close()
-
-
-def _check_alike(traces: Mapping[str, MatchingTrace]) -> None:
-    shapes = {name: (trace.num_predictions, trace.num_queries) for name, trace in traces.items()}
-    if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{name}: {predictions} and {queries}" for name, (predictions, queries) in shapes.items())
-        raise ValueError(f"The models differ in their numbers of predictions and queries ({found}).")

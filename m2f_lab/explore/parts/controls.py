@@ -85,18 +85,19 @@ class Moves(NamedTuple):
 
 
 class Chosen:
-    """Attribute of a tool: the number that one of its controls is at, as people count."""
+    """Attribute of a tool: the number that one of its controls is at, as people count.
 
-    def __init__(self, control: str, doc: str, *, first: int = 0, all_first: bool = False) -> None:
-        """Describe the attribute.
+    Args:
+        control: the tool's attribute that holds the widget.
+        doc: of the attribute.
+        first: number of the first place.
+        all_first: the first place stands for all numbers together, which is None; the others count from 1.
+        order: the tool's attribute that holds the number of each place, where they are sorted.
+    """
 
-        Args:
-            control: the tool's attribute that holds the widget.
-            doc: of the attribute.
-            first: number of the first place.
-            all_first: the first place stands for all numbers together, which is None; the others count from 1.
-        """
-        self.control, self.first, self.all_first, self.__doc__ = control, first, all_first, doc
+    def __init__(self, control: str, doc: str, *, first: int = 0, all_first: bool = False, order: str = "") -> None:
+        self.control, self.__doc__ = control, doc
+        self.first, self.all_first, self.order = first, all_first, order
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -106,18 +107,18 @@ class Chosen:
             return self
         widget = getattr(tool, self.control)
         place = getattr(widget, _place_trait(widget))
+        if self.order:
+            return int(getattr(tool, self.order)[place])
         return None if self.all_first and place == 0 else place + self.first
 
     def __set__(self, tool: ipywidgets.Widget, number: int | None) -> None:
         widget = getattr(tool, self.control)
         count = len(widget.options) if _place_trait(widget) == "index" else widget.max + 1
-        if self.all_first:
-            if number is not None:
-                check_range(self.name, number, count - 1, first=1)
-            place = number or 0
-        else:
-            check_range(self.name, number, count, self.first)
-            place = number - self.first
+        if number is not None or not self.all_first:
+            check_range(self.name, number, count - self.all_first, self.first + self.all_first)
+        place = (number or 0) - self.first
+        if self.order:
+            place = list(getattr(tool, self.order)).index(number)
         setattr(widget, _place_trait(widget), place)
 
 

@@ -38,6 +38,7 @@ class Tool(ipywidgets.VBox):
 
     TITLE, NOTE = "", ""  # of a saved page
     LINKED: tuple[str, ...] = ()  # traits that pictures of a saved page share, besides those of its controls
+    HELD: tuple[str, ...] = ()  # attributes that hold much memory; None once closed
 
     # Defaults for close() when __init__ raised.
     views: Mapping[str, MaskView] = MappingProxyType({})
@@ -110,7 +111,9 @@ class Tool(ipywidgets.VBox):
         return self.NOTE
 
     def close(self) -> None:
-        """Take the tool off the page and give its memory back; tools drop their own arrays first."""
+        """Take the tool off the page and give its memory back."""
+        for name in self.HELD:
+            setattr(self, name, None)
         if self.comm is None:  # closed already, or never shown
             return
         for widget in [*self._links, *self.views.values(), *_descendants(self)]:
@@ -199,6 +202,17 @@ class ImageTool(Tool):
         """
         outputs = dict(output) if isinstance(output, Mapping) else {"": output}
         return cls({name: constant_model(made) for name, made in outputs.items()}, image, *args, **options)
+
+    def _check_alike(self, what: str, *numbers: str) -> None:
+        """Raises:
+        ValueError: the traces of several models differ in some of these numbers.
+        """
+        found = {
+            name: " and ".join(str(getattr(trace, number)) for number in numbers) for name, trace in self.traces.items()
+        }
+        if len(set(found.values())) > 1:
+            differ = ", ".join(f"{name}: {counts}" for name, counts in found.items())
+            raise ValueError(f"The models differ in their numbers of {what} ({differ}).")
 
     def _assemble(
         self, rows: Sequence[ipywidgets.Widget], views: dict[str, MaskView], *, counts: str, **options

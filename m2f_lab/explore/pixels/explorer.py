@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from m2f_lab.explore.parts.controls import Moves, controls, menu, opacity_slider, pictures
+from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.drawing import label_table
 from m2f_lab.explore.parts.labels import Labels, class_labels, known_classes
 from m2f_lab.explore.parts.mask_view import MaskView
@@ -26,7 +26,6 @@ from m2f_lab.inference.predict import look
 if TYPE_CHECKING:
     from m2f_lab.explore.plots import Figure
     from m2f_lab.inference.rows import Rows
-    from m2f_lab.structures import Output
 
 COLUMNS = 4  # a table shows this many classes, those with the highest scores
 ROWS = 8  # queries in a figure, and in the tables of a saved page
@@ -58,9 +57,8 @@ class PixelExplorer(ImageTool):
 
     TITLE = "Where a pixel's score comes from"
     LINKED = ("clicked",)
+    HELD = ("_output", "_masks", "ledger")
 
-    _output: Output | None = None
-    _masks: Rows | None = None
     ledger: Ledger | None = None
 
     def _read(self, models: dict[str, Model], edges: dict[str, int | None]) -> None:
@@ -87,16 +85,17 @@ class PixelExplorer(ImageTool):
                 **common,
             ),
         }  # fmt: skip
+        self._scores = None  # the picture holds them
         present = np.bincount(self.label_map.ravel(), minlength=len(names))
         options = [(name, k) for k, name in enumerate(names)]
-        self.class_menu = menu("class-menu", "class", options, HELP["class"], value=int(present.argmax()))
-        self.opacity_slider = opacity_slider(0.7)
+        self.class_menu = ui.menu("class-menu", "class", options, HELP["class"], value=int(present.argmax()))
+        self.opacity_slider = ui.opacity_slider(0.7)
         self._assemble(
-            [controls(self.class_menu, self.opacity_slider), pictures(*views.values())],
+            [ui.controls(self.class_menu, self.opacity_slider), ui.pictures(*views.values())],
             views,
             name="pixel-ledger",
             counts=f"{self._output.masks[-1].num_queries} queries",
-            moves=[Moves("index", self.class_menu), Moves("opacity", self.opacity_slider)],
+            moves=[ui.Moves("index", self.class_menu), ui.Moves("opacity", self.opacity_slider)],
             links=[((views["map"], "clicked"), (views["score"], "clicked"))],
         )
         for view in views.values():
@@ -161,11 +160,6 @@ class PixelExplorer(ImageTool):
         finally:
             with view.hold_sync():
                 view.places, view.notes, view.clicked = [1, 1], kept, clicked
-
-    def close(self) -> None:
-        """Take the tool off the page and give its memory back."""
-        self._output = self._masks = self._scores = self.ledger = None
-        super().close()
 
 
 @torch.no_grad()

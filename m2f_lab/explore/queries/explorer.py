@@ -10,20 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import ipywidgets
-import numpy as np
 
-from m2f_lab.explore.parts.controls import (
-    Chosen,
-    Moves,
-    check_range,
-    controls,
-    head_menu,
-    opacity_slider,
-    pictures,
-    share_slider,
-    slider,
-    stepper,
-)
+from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.labels import class_labels, percent, query_options
 from m2f_lab.explore.parts.reading import Model, attention_option, nearest, rank_queries, top_classes
 from m2f_lab.explore.parts.tool import Columns, ImageTool
@@ -66,8 +54,11 @@ class QueryExplorer(ImageTool):
         "down the layer, and digits the attention head."
     )
 
-    layer = Chosen("layer_slider", "The prediction that is shown: 0 is the learned queries', n that after layer n.")
-    head = Chosen("head_menu", "The attention head that is shown, from 1; None for their mean.", all_first=True)
+    query = ui.Chosen("query_slider", "The number of the query that is shown.", order="order")
+    HELD = ("trace",)
+
+    layer = ui.Chosen("layer_slider", "The prediction that is shown: 0 is the learned queries', n that after layer n.")
+    head = ui.Chosen("head_menu", "The attention head that is shown, from 1; None for their mean.", all_first=True)
 
     def _read(self, models: dict[str, Model], edges: dict[str, int | None]) -> None:
         (model,) = models.values()
@@ -78,48 +69,38 @@ class QueryExplorer(ImageTool):
     def _build(self) -> None:
         trace, last = self.trace, self.trace.num_predictions - 1
         views = make_views(self.image, trace, self.order, self.labels, self.width)
-        self.layer_slider = slider("layer-slider", "layer", last, last, HELP["layer"])
+        self.layer_slider = ui.slider("layer-slider", "layer", last, last, HELP["layer"])
         self.play = ipywidgets.Play(
             value=last, min=0, max=last, interval=800, show_repeat=False, tooltip="Run through all layers"
         ).add_class("m2f-play")
         options = query_options(trace.class_probabilities[-1], self.order, self.labels)
-        steps = stepper("query", options, HELP["query"])
+        steps = ui.stepper("query", options, HELP["query"])
         self.query_slider, self.query_menu = steps
-        self.head_menu = head_menu(trace.num_heads, f"mean of {trace.num_heads} heads")
-        self.opacity_slider = opacity_slider(0.7)
-        self.threshold_slider = share_slider("threshold-slider", "cut at", 0.0, HELP["threshold"])
+        self.head_menu = ui.head_menu(trace.num_heads, f"mean of {trace.num_heads} heads")
+        self.opacity_slider = ui.opacity_slider(0.7)
+        self.threshold_slider = ui.share_slider("threshold-slider", "cut at", 0.0, HELP["threshold"])
         large = [name for name in views if name != "grid"]  # thumbnails are too small for heads and opacity
         heads = [self.head_menu] if trace.attention else []
         self._assemble(
             [
-                controls(self.layer_slider, self.play, steps),
-                controls(self.opacity_slider, self.threshold_slider, *heads),
+                ui.controls(self.layer_slider, self.play, steps),
+                ui.controls(self.opacity_slider, self.threshold_slider, *heads),
                 *(ipywidgets.HTML(f"<i>{sentence}</i>") for sentence in trace.missing),
-                pictures(views["mask"], [views[name] for name in large[1:]]),
+                ui.pictures(views["mask"], [views[name] for name in large[1:]]),
                 views["grid"],
             ],
             views,
             name="query-explorer",
             counts=f"{trace.num_queries} queries, {trace.num_predictions} predictions",
             moves=[
-                Moves("stack", self.layer_slider),
-                Moves("index", steps),
-                *(Moves("channel", menu, large) for menu in heads),
-                Moves("opacity", self.opacity_slider, large),
-                Moves("threshold", self.threshold_slider, ("mask", "grid"), page=False),
+                ui.Moves("stack", self.layer_slider),
+                ui.Moves("index", steps),
+                *(ui.Moves("channel", menu, large) for menu in heads),
+                ui.Moves("opacity", self.opacity_slider, large),
+                ui.Moves("threshold", self.threshold_slider, ("mask", "grid"), page=False),
             ],
             links=[((self.layer_slider, "value"), (self.play, "value"))],
         )
-
-    @property
-    def query(self) -> int:
-        """The number of the query that is shown."""
-        return int(self.order[self.query_slider.value])
-
-    @query.setter
-    def query(self, query: int) -> None:
-        check_range("query", query, self.trace.num_queries)
-        self.query_slider.value = int(np.flatnonzero(self.order == query)[0])
 
     def figure(self, layer: int | None = None, query: int | None = None, head: int | None = None) -> Figure:
         """A static figure: the mask before a layer, the cells it hid, where it looked, the mask after it.
@@ -134,10 +115,10 @@ class QueryExplorer(ImageTool):
         layer, query = self.layer if layer is None else layer, self.query if query is None else query
         head = self.head if head is None else head
         trace, size = self.trace, self.image.shape[:2]
-        check_range("layer", layer, trace.num_predictions)
-        check_range("query", query, trace.num_queries)
+        ui.check_range("layer", layer, trace.num_predictions)
+        ui.check_range("query", query, trace.num_queries)
         if head is not None:
-            check_range("head", head, trace.num_heads, first=1)
+            ui.check_range("head", head, trace.num_heads, first=1)
         label, probability = top_classes(trace.class_probabilities[layer, query], 1)[0]
         title = f"Query {query}, layer {layer}: {self.labels[label][0]} {percent(probability)}"
         if layer == 0 or not trace.attention:
@@ -156,8 +137,3 @@ class QueryExplorer(ImageTool):
     def _page_columns(self) -> Iterator[Columns]:
         mask, *small, grid = self.views.values()
         yield [mask, small, grid]
-
-    def close(self) -> None:
-        """Take the explorer off the page and give its memory back."""
-        self.trace = None
-        super().close()

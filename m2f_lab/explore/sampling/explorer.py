@@ -10,17 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2f_lab.explore.parts.controls import (
-    Chosen,
-    Moves,
-    check_range,
-    controls,
-    head_menu,
-    layer_slider,
-    menu,
-    pictures,
-    share_slider,
-)
+from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.mask_view import MaskView
 from m2f_lab.explore.parts.pages import off_page
 from m2f_lab.explore.parts.reading import Model
@@ -52,7 +42,7 @@ class SamplingExplorer(ImageTool):
     asks, digits the head. Models need a pixel decoder with deformable attention.
 
     Attributes:
-        traces: the sampling points of all positions, by name of the model; empty once closed.
+        traces: the sampling points of all positions, by name of the model; None once closed.
         views: the pictures, by name of the model.
     """
 
@@ -61,41 +51,40 @@ class SamplingExplorer(ImageTool):
     TITLE = "Where the pixel decoder reads"
     LINKED = ("clicked",)
 
-    layer = Chosen("layer_slider", "The encoder layer that is shown, from 1.", first=1)
-    head = Chosen("head_menu", "The attention head that is shown, from 1; None for all of them.", all_first=True)
+    HELD = ("traces",)
+
+    layer = ui.Chosen("layer_slider", "The encoder layer that is shown, from 1.", first=1)
+    head = ui.Chosen("head_menu", "The attention head that is shown, from 1; None for all of them.", all_first=True)
 
     def _read(self, models: dict[str, Model], edges: dict[str, int | None]) -> None:
         self.traces: dict[str, SamplingTrace] = {
             name: trace_sampling(model, self.image, **edges) for name, model in models.items()
         }
-        shapes = {name: (trace.num_layers, trace.num_heads) for name, trace in self.traces.items()}
-        if len(set(shapes.values())) > 1:
-            differ = ", ".join(f"{name}: {layers} and {heads}" for name, (layers, heads) in shapes.items())
-            raise ValueError(f"The models differ in their numbers of encoder layers and heads ({differ}).")
+        self._check_alike("encoder layers and heads", "num_layers", "num_heads")
 
     def _build(self) -> None:
         self._pixel = (self.image.shape[1] // 2, self.image.shape[0] // 2)
         num_layers = self._trace.num_layers
         levels = [("stride 32: coarse", 32), ("stride 16", 16), ("stride 8: fine", 8)]
-        self.layer_slider = layer_slider("encoder layer", num_layers, HELP["layer"])
-        self.level_menu = menu("level-menu", "asked by", levels, HELP["level"], value=8)
-        self.head_menu = head_menu(self._trace.num_heads, "all heads")
-        self.reach_slider = share_slider("reach-slider", "reach", 0.0, HELP["reach"])
+        self.layer_slider = ui.layer_slider("encoder layer", num_layers, HELP["layer"])
+        self.level_menu = ui.menu("level-menu", "asked by", levels, HELP["level"], value=8)
+        self.head_menu = ui.head_menu(self._trace.num_heads, "all heads")
+        self.reach_slider = ui.share_slider("reach-slider", "reach", 0.0, HELP["reach"])
         views = self._make_views(STRIDES)
         first, *others = views.values()
         self._assemble(
             [
-                controls(self.layer_slider, self.level_menu, self.head_menu, self.reach_slider),
-                pictures(*views.values()),
+                ui.controls(self.layer_slider, self.level_menu, self.head_menu, self.reach_slider),
+                ui.pictures(*views.values()),
             ],
             views,
             name="sampling-viewer",
             counts=f"{self._names}, {num_layers} layer{'s' * (num_layers != 1)}",
             moves=[
-                Moves("stack", self.layer_slider),
-                Moves("index", self.level_menu, page=False),
-                Moves("channel", self.head_menu),
-                Moves("opacity", self.reach_slider),
+                ui.Moves("stack", self.layer_slider),
+                ui.Moves("index", self.level_menu, page=False),
+                ui.Moves("channel", self.head_menu),
+                ui.Moves("opacity", self.reach_slider),
             ],
             links=[((first, "clicked"), (other, "clicked")) for other in others],
         )
@@ -119,8 +108,8 @@ class SamplingExplorer(ImageTool):
     @pixel.setter
     def pixel(self, pixel: tuple[int, int]) -> None:
         height, width = self.image.shape[:2]
-        check_range("column", pixel[0], width)
-        check_range("row", pixel[1], height)
+        ui.check_range("column", pixel[0], width)
+        ui.check_range("row", pixel[1], height)
         if tuple(pixel) != self._pixel:
             self._pixel = (int(pixel[0]), int(pixel[1]))
             self._answer()
@@ -187,13 +176,13 @@ class SamplingExplorer(ImageTool):
         if len(layers) == 0:
             raise ValueError(f"layers is empty; name at least one of 1…{self._trace.num_layers}, or None.")
         if head is not None:
-            check_range("head", head, self._trace.num_heads, first=1)
+            ui.check_range("head", head, self._trace.num_heads, first=1)
         heads = slice(None) if head is None else slice(head - 1, head)
         panels = {}
         for name in self.traces:
             sampled = self.points(name)
             for layer in layers:
-                check_range("layer", layer, self._trace.num_layers, first=1)
+                ui.check_range("layer", layer, self._trace.num_layers, first=1)
                 title = f"{name}, layer {layer}" if name else f"layer {layer}"
                 panels[title if head is None else f"{title}, head {head}"] = (
                     sampled.location, sampled.points[layer - 1, heads], sampled.weights[layer - 1, heads],
@@ -231,8 +220,3 @@ class SamplingExplorer(ImageTool):
         finally:
             for view in views.values():
                 view.close()
-
-    def close(self) -> None:
-        """Take the tool off the page and give its memory back."""
-        self.traces = {}
-        super().close()
