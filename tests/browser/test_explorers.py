@@ -136,7 +136,7 @@ def test_the_keyboard(screen: ExplorerScreen, notebook: NotebookPage) -> None:
     notebook.page.keyboard.press("ArrowDown")
     notebook.page.keyboard.press("4")
     screen.expect_drawn(LAST - 1, 0, channel=4)
-    expect(notebook.page.locator(".t-heard")).to_have_text(f"layer 2, query {screen.twin.order[0]}, head 3")
+    expect(notebook.page.locator(".t-heard")).to_have_text(f"layer 2, query {screen.twin.order[0]}, head 4")
     for key in ("m", "x"):  # JupyterLab's command mode would make the cell Markdown, and cut it
         notebook.page.keyboard.press(key)
     notebook.page.wait_for_timeout(100)

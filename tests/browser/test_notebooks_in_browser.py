@@ -18,7 +18,7 @@ from playwright.sync_api import expect
 from tool_screen import ToolScreen
 
 from m2f_lab.data import Sample, open_dataset
-from m2f_lab.explore import CounterfactualExplorer, Mute, PixelLedger, QueryExplorer
+from m2f_lab.explore import CounterfactualExplorer, Mute, PixelExplorer, QueryExplorer
 from m2f_lab.model import Mask2Former
 from m2f_lab.training.run import Run
 
@@ -111,7 +111,7 @@ def press_keys(case: Case, notebook: NotebookPage, screen: ExplorerScreen) -> No
     notebook.page.keyboard.press("0")
 
 
-def ask_pixels(notebook: NotebookPage, ledger: PixelLedger) -> None:
+def ask_pixels(notebook: NotebookPage, ledger: PixelExplorer) -> None:
     """The table of a clicked pixel is the account that is computed here, and so is that of the next one."""
     screen = ToolScreen(notebook.page, ".m2f-pixel-ledger", ledger)
     for x, y in ((40, 40), (200, 100)):
@@ -153,5 +153,5 @@ def test_a_notebook_trains_and_its_explorer_shows_the_model(case: Case, lab: Lab
     press_keys(case, notebook, screen)
     if case.name.startswith("07"):
         model, scene = model_of(case, lab), scene_of(case, lab)
-        ask_pixels(notebook, PixelLedger(model, scene.image))
+        ask_pixels(notebook, PixelExplorer(model, scene.image))
         mute_a_query(notebook, CounterfactualExplorer(model, scene.image, truth=scene.label_map))

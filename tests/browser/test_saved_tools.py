@@ -143,7 +143,7 @@ def test_a_saved_sampling(saved: OpenSaved) -> None:
     move_range(screen.page, "opacity", 0.8)
     expect(screen.page.locator("input[data-trait=opacity] + output")).to_have_text("80 %")
     assert (read_canvas(screen.canvas("before")) != plain).any(axis=-1).mean() > 0.5
-    reach = screen.twin.traces["before"].distance_maps(0)[2, 5, 9] / np.hypot(90, 150)
+    reach = screen.twin.traces["before"].distance_maps(1)[2, 5, 9] / np.hypot(90, 150)
     tip = screen.hover("before", 9.5 / 20 * 160 / 150, 5.5 / 12 * 96 / 90)
     found = float(re.search(r"reads ([\d.]+) % of the diagonal away", tip)[1]) / 100
     assert found == pytest.approx(float(reach), rel=0.03)

@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 from tool_screen import ToolScreen, wrong_dots
 from tools_notebook import CELLS, SETUP, made_here
 
-from m2f_lab.explore.matching.trace import TERMS, MatchingTrace, trace_matching
+from m2f_lab.explore.matching.trace import MatchingTrace, trace_matching
 from m2f_lab.explore.parts.drawing import label_table, to_uint8
 from m2f_lab.explore.pixels.ledger import ledger_at
 from m2f_lab.explore.sampling.trace import STRIDES
@@ -198,11 +198,11 @@ def expect_match(screen: ToolScreen, matched: MatchingTrace, prediction: int, se
     name = f"{segment} {screen.twin.names[segment].split()[1]}"
     when = f"layer {prediction}: " if prediction else ": "
     expect(screen.caption("choice")).to_contain_text(f"{when}segment {name} got query {query}.")
-    terms = [f"{matched.terms[term][prediction, query, segment]:.3f}" for term in TERMS]
+    terms = [f"{matched.terms[term][prediction, query, segment]:.3f}" for term in matched.terms]
     assert [str(query), *terms, f"{matched.cost[prediction, query, segment]:.3f}", "choice"] in screen.table("choice")
     marked = screen.view("choice").locator("> .m2f-table .m2f-marked td").first
     expect(marked).to_have_text(str(query))
-    channel = ("sum", *TERMS).index(cost)
+    channel = ("sum", *matched.terms).index(cost)
     for view in screen.twin.views.values():
         view.stack, view.index, view.channel = prediction, segment, channel if view.num_channels > 1 else 0
     for view in screen.twin.views:

@@ -20,7 +20,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from m2f_lab.explore.parts.drawing import composite
 from m2f_lab.explore.parts.mask_grid import MaskGrid
-from m2f_lab.explore.parts.tool import Explorer
+from m2f_lab.explore.parts.tool import Tool
 from m2f_lab.explore.sampling.trace import SamplingPoints
 from m2f_lab.explore.sampling.views import ASKS, LEVELS
 
@@ -40,7 +40,7 @@ class ToolScreen:
         images: the canvases without masks, at the size at which they are drawn; see `remember_images`.
     """
 
-    def __init__(self, page: Page, selector: str, twin: Explorer, names: list[str] | None = None) -> None:
+    def __init__(self, page: Page, selector: str, twin: Tool, names: list[str] | None = None) -> None:
         self.page, self.selector, self.twin = page, selector, twin
         self.box = page.locator(selector)
         self.images: dict[str, np.ndarray] = {}

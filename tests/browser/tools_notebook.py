@@ -15,8 +15,8 @@ import torch
 from m2f_lab import recipes
 from m2f_lab.data import Classes
 from m2f_lab.explore import (
-    BiographyCollector, BiographyGallery, CounterfactualExplorer, MatchingInspector, PixelLedger, QueryExplorer,
-    SamplingViewer
+    BiographyCollector, BiographyGallery, CounterfactualExplorer, MatchingExplorer, PixelExplorer, QueryExplorer,
+    SamplingExplorer
 )
 from m2f_lab.model import build_model
 
@@ -52,7 +52,7 @@ model, other = made_with(11), made_with(6)"""
 
 CELLS = {
     "pixel-ledger": """\
-ledger = PixelLedger(model, image)
+ledger = PixelExplorer(model, image)
 ledger""",
     "query-explorer": """\
 explorer = QueryExplorer(model, image, width=480)
@@ -61,10 +61,10 @@ explorer""",
 counterfactuals = CounterfactualExplorer(model, image)
 counterfactuals""",
     "matching-inspector": """\
-inspector = MatchingInspector({"early": other, "late": model}, image, truth)
+inspector = MatchingExplorer({"early": other, "late": model}, image, truth)
 inspector""",
     "sampling-viewer": """\
-sampling = SamplingViewer({"before": other, "after": model}, image)
+sampling = SamplingExplorer({"before": other, "after": model}, image)
 sampling""",
     "biography-gallery": """\
 collector = BiographyCollector()

@@ -20,7 +20,7 @@ from m2f_lab.explore.parts.reading import Model
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import look
 from m2f_lab.model.deformable_attention import DeformableAttention
-from m2f_lab.model.pixel_decoder import cell_centres
+from m2f_lab.structures import cell_centres
 
 STRIDES = (32, 16, 8)
 
