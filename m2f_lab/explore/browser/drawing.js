@@ -164,6 +164,15 @@ export function valueAt(model, mask, u, v) {
   return (mask.values[row * mask.width + column] / 255) * mask.scale;
 }
 
+/** The image of a view, decoded. */
+export const decodeImage = (model) => createImageBitmap(new Blob([bytes(model.get("base"))]));
+
+/** Call a function when one of a model's values changes, until the signal is aborted. */
+export function onChange(model, names, call, signal) {
+  for (const name of names) model.on(`change:${name}`, call);
+  signal.addEventListener("abort", () => names.forEach((name) => model.off(`change:${name}`, call)));
+}
+
 /** Draw once per turn of the event loop, however much changed, and without waiting for the screen's next frame. */
 export function scheduler(draw) {
   let waiting = false;

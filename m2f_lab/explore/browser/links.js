@@ -1,6 +1,8 @@
 // Values of widgets that the browser keeps equal. A source that follows its target is saved, so that the kernel hears of
 // it; a target that follows its source is not: every message costs time that belongs to the pictures.
 
+import { onChange } from "./drawing.js";
+
 /** Save in the same turn of the event loop, but after the pictures that are to be drawn in it (`scheduler`). */
 const saveAfterDrawing = (model) => queueMicrotask(() => model.save_changes());
 
@@ -8,7 +10,7 @@ const PREFIX = "IPY_MODEL_"; // how ipywidgets writes a widget in a message
 
 async function initialize({ model }) {
   const find = (reference) => model.widget_manager.get_model(reference.slice(PREFIX.length));
-  const ends = [];
+  const listeners = new AbortController();
   for (const [source, from, target, to] of model.get("pairs")) {
     const [leader, follower] = await Promise.all([find(source), find(target)]);
     const forth = () => follower.set(to, leader.get(from));
@@ -18,14 +20,10 @@ async function initialize({ model }) {
       saveAfterDrawing(leader);
     };
     forth();
-    leader.on(`change:${from}`, forth);
-    follower.on(`change:${to}`, back);
-    ends.push(() => {
-      leader.off(`change:${from}`, forth);
-      follower.off(`change:${to}`, back);
-    });
+    onChange(leader, [from], forth, listeners.signal);
+    onChange(follower, [to], back, listeners.signal);
   }
-  return () => ends.forEach((end) => end());
+  return () => listeners.abort();
 }
 
 export default { initialize };

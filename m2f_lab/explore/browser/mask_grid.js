@@ -1,7 +1,7 @@
 // All masks of a stack at once, as thumbnails.
 
 import { onKey } from "./controls.js";
-import { bytes, chosenMask, composite, drawable, masksOf, scheduler } from "./drawing.js";
+import { chosenMask, composite, decodeImage, drawable, masksOf, onChange, scheduler } from "./drawing.js";
 import { element, listOf } from "./panels.js";
 
 function render({ model, el }) {
@@ -128,7 +128,7 @@ function render({ model, el }) {
   }
 
   async function load() {
-    const decoded = await createImageBitmap(new Blob([bytes(model.get("base"))]));
+    const decoded = await decodeImage(model);
     if (signal.aborted) return;
     picture = decoded;
     redraw();
@@ -155,14 +155,12 @@ function render({ model, el }) {
   });
   resize.observe(el);
 
-  const redrawn = ["stack", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
-    "scales", "coverage", "table", "labels"];
-  const relabelled = ["title", "help", "orders", "sort", "width", "thumbnail", "image_size"];
-  const changed = () => { drawHeader(); redraw(); };
-  for (const name of redrawn) model.on(`change:${name}`, follow);
-  for (const name of relabelled) model.on(`change:${name}`, changed);
-  model.on("change:index", schedule);
-  model.on("change:base", load);
+  onChange(model, ["stack", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
+    "scales", "coverage", "table", "labels"], follow, signal);
+  onChange(model, ["title", "help", "orders", "sort", "width", "thumbnail", "image_size"],
+    () => { drawHeader(); redraw(); }, signal);
+  onChange(model, ["index"], schedule, signal);
+  onChange(model, ["base"], load, signal);
   drawHeader();
   load();
 
@@ -170,10 +168,6 @@ function render({ model, el }) {
     listeners.abort();
     resize.disconnect();
     clearTimeout(resting);
-    for (const name of redrawn) model.off(`change:${name}`, follow);
-    for (const name of relabelled) model.off(`change:${name}`, changed);
-    model.off("change:index", schedule);
-    model.off("change:base", load);
   };
 }
 

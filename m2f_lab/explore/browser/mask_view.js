@@ -1,7 +1,9 @@
 // One picture: masks scrubbed over an image.
 
 import { makeBrush, onKey } from "./controls.js";
-import { bytes, chosenMask, clamp, composite, drawable, masksOf, scheduler, valueAt } from "./drawing.js";
+import {
+  chosenMask, clamp, composite, decodeImage, drawable, masksOf, onChange, scheduler, valueAt,
+} from "./drawing.js";
 import { drawGroups, drawMarks } from "./marks.js";
 import { NOTHING, captionNodes, drawCaption, drawLegend, element, listOf, noteAt, readout } from "./panels.js";
 
@@ -79,7 +81,7 @@ function render({ model, el }) {
   const schedule = scheduler(draw);
 
   async function load() {
-    const decoded = await createImageBitmap(new Blob([bytes(model.get("base"))]));
+    const decoded = await decodeImage(model);
     if (signal.aborted) return;
     picture = decoded;
     schedule();
@@ -163,22 +165,17 @@ function render({ model, el }) {
   });
   resize.observe(stage);
 
-  const redrawn = ["stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
-    "scales", "coverage", "table", "captions", "readout", "words", "names", "unit", "notes", "places", "marks", "pinned", "clicked"];
-  const relabelled = ["title", "help", "width", "image_size"];
-  const changed = () => { labels(); schedule(); };
-  for (const name of redrawn) model.on(`change:${name}`, schedule);
-  for (const name of relabelled) model.on(`change:${name}`, changed);
-  model.on("change:base", load);
+  onChange(model, ["stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes", "scales",
+    "coverage", "table", "captions", "readout", "words", "names", "unit", "notes", "places", "marks", "pinned", "clicked"],
+    schedule, signal);
+  onChange(model, ["title", "help", "width", "image_size"], () => { labels(); schedule(); }, signal);
+  onChange(model, ["base"], load, signal);
   labels();
   load();
 
   return () => {
     listeners.abort();
     resize.disconnect();
-    for (const name of redrawn) model.off(`change:${name}`, schedule);
-    for (const name of relabelled) model.off(`change:${name}`, changed);
-    model.off("change:base", load);
   };
 }
 

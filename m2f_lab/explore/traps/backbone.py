@@ -68,10 +68,7 @@ BACKBONE = (
         mistake="timm shifts the windows of a Swin and then pads them to whole ones; the published code, and every "
         "published checkpoint, pads first. Weights load without a complaint and mean something else.",
         question="Where in the image will features differ: everywhere, or along two edges?",
-        unit="features off by up to {} %",
-        right=PaddedFirst.forward,
-        broken=shifted_first,
-        measure=features_of_swin,
+        unit="features off by up to {} %", right=PaddedFirst.forward, broken=shifted_first, measure=features_of_swin,
         guarded_by="tests/test_backbone.py::test_swin_pads_before_the_shift",
     ),
     Trap(
@@ -79,10 +76,7 @@ BACKBONE = (
         mistake="MMSegmentation and its kin merge four pixels in the order of torch's unfold, timm and the authors "
         "slice by slice. The same shapes, so a checkpoint loads without a word.",
         question="By how much are the features off if only the order of channels of three small layers is wrong?",
-        unit="features off by up to {} %",
-        right=UNFOLD.to_ours,
-        broken=as_in_the_file,
-        measure=features_of_loaded_swin,
+        unit="features off by up to {} %", right=UNFOLD.to_ours, broken=as_in_the_file, measure=features_of_loaded_swin,
         guarded_by="tests/test_weights_keymap.py::test_patch_merging_order_against_torch_unfold",
     ),
     Trap(
@@ -90,10 +84,8 @@ BACKBONE = (
         mistake="The image is padded with zeros and then normalised, so the padding is black instead of the mean "
         "colour, which the network sees as nothing.",
         question="Does a black bar beside the image change labels inside it?",
-        unit="mIoU {} %",
-        right=Mask2Former.preprocess,
-        broken=padded_before_normalising,
+        unit="mIoU {} %", right=Mask2Former.preprocess, broken=padded_before_normalising,
         measure=mean_iou_with(Mask2Former, "preprocess"),
         guarded_by="tests/test_model.py::test_raw_images_are_normalised_then_padded",
     ),
-)
+)  # fmt: skip

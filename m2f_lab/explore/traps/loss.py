@@ -128,10 +128,7 @@ LOSS = (
         name="num_masks not clamped",
         mistake="Mask losses are divided by the number of segments. A crop may hold none; then it is 0 / 0.",
         question="What is the loss of one image without a segment, and of the batch it is in?",
-        unit="loss {}",
-        right=average_num_masks,
-        broken=not_clamped,
-        measure=loss_without_segments,
+        unit="loss {}", right=average_num_masks, broken=not_clamped, measure=loss_without_segments,
         guarded_by="tests/test_criterion.py::test_num_masks_is_at_least_one",
     ),
     Trap(
@@ -139,10 +136,7 @@ LOSS = (
         mistake="The number of segments is averaged over processes so that the loss does not depend on how many there "
         "are. Averaged twice, it does.",
         question="A run moves from one GPU to eight. What happens to its mask losses?",
-        unit="mask losses weigh {} ×",
-        right=average_num_masks,
-        broken=averaged_twice,
-        measure=weight_of_mask_losses,
+        unit="mask losses weigh {} ×", right=average_num_masks, broken=averaged_twice, measure=weight_of_mask_losses,
         guarded_by="tests/test_criterion.py::test_num_masks_is_averaged_over_processes_and_then_clamped",
     ),
     Trap(
@@ -150,9 +144,7 @@ LOSS = (
         mistake="Most queries have no segment. In the cross-entropy “no object” weighs 0.1, or the few others are not "
         "heard.",
         question="Which share of what the class head learns at first is “say no object”?",
-        unit="{} % of the gradient says “no object”",
-        right=weighing_a_tenth,
-        broken=weighing_one,
+        unit="{} % of the gradient says “no object”", right=weighing_a_tenth, broken=weighing_one,
         measure=share_of_no_object,
         guarded_by="tests/test_criterion.py::test_no_object_is_the_last_class_and_weighs_a_tenth",
     ),
@@ -161,10 +153,8 @@ LOSS = (
         mistake="Under autocast to float16, costs are summed over 12 544 points in numbers that end at 65 504. The "
         "assignment refuses infinite costs, or, worse, takes any.",
         question="Which share of the costs can still be compared?",
-        unit="{} % of the costs are not finite",
-        right=mask_costs,
-        broken=in_half_precision,
+        unit="{} % of the costs are not finite", right=mask_costs, broken=in_half_precision,
         measure=costs_without_numbers,
         guarded_by="tests/test_matcher.py::test_half_precision_outputs_are_compared_in_float32",
     ),
-)
+)  # fmt: skip

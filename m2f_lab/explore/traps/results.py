@@ -176,10 +176,7 @@ RESULTS = (
         mistake="Masks cover the padded image. Resized to the image's size without cropping, everything is squeezed up "
         "and to the left.",
         question="The padding is a fifth of the height. What is left of the mIoU?",
-        unit="mIoU {} %",
-        right=scores_resized,
-        broken=padding_not_cropped,
-        measure=mean_iou_of,
+        unit="mIoU {} %", right=scores_resized, broken=padding_not_cropped, measure=mean_iou_of,
         guarded_by="tests/test_postprocess.py::test_padding_is_cropped_before_scores_are_resized",
     ),
     Trap(
@@ -187,10 +184,7 @@ RESULTS = (
         mistake="The best class is chosen at stride 4, and labels are enlarged. Scores would have told where between "
         "two cells the border runs.",
         question="How much does a border cost that runs in steps of four pixels?",
-        unit="mIoU {} %",
-        right=scores_resized,
-        broken=labels_resized,
-        measure=mean_iou_of,
+        unit="mIoU {} %", right=scores_resized, broken=labels_resized, measure=mean_iou_of,
         guarded_by="tests/test_postprocess.py::test_scores_are_resized_not_labels",
     ),
     Trap(
@@ -198,10 +192,7 @@ RESULTS = (
         mistake="“No object” is the last logit. Who drops the first one loses a class, moves all others by one, and "
         "lets “no object” vote.",
         question="What is left of the mIoU?",
-        unit="mIoU {} %",
-        right=scores_resized,
-        broken=no_object_first,
-        measure=mean_iou_of,
+        unit="mIoU {} %", right=scores_resized, broken=no_object_first, measure=mean_iou_of,
         guarded_by="tests/test_postprocess.py::test_semantic_agrees_with_the_official_implementation",
     ),
     Trap(
@@ -209,10 +200,7 @@ RESULTS = (
         mistake="Published figures add up the counts of all images first. The mean of per-image values is another "
         "number.",
         question="Nothing about the predictions changes. Does the number go up or down?",
-        unit="mIoU {} %",
-        right=over_all_images,
-        broken=mean_over_images,
-        measure=mean_iou_by,
+        unit="mIoU {} %", right=over_all_images, broken=mean_over_images, measure=mean_iou_by,
         guarded_by="tests/test_evaluation.py::test_counts_are_added_up_over_the_data_set_not_figures_averaged",
     ),
     Trap(
@@ -220,19 +208,14 @@ RESULTS = (
         mistake="Several queries may see the same kind of stuff; their masks are one segment. Kept apart, each of them "
         "is a false positive of panoptic quality.",
         question="Two queries share the road, half and half. How many roads are there?",
-        unit="{} segments per class of stuff",
-        right=the_librarys,
-        broken=stuff_as_things,
-        measure=segments_per_stuff,
+        unit="{} segments per class of stuff", right=the_librarys, broken=stuff_as_things, measure=segments_per_stuff,
         guarded_by="tests/test_postprocess.py::test_merged_stuff_keeps_one_id_and_things_do_not_merge",
     ),
     Trap(
         name="segments numbered from 0",
         mistake="In a panoptic map, 0 is void. A segment that is numbered 0 is not there.",
         question="Which segment of a perfect prediction disappears, and how large is it?",
-        unit="{} % of the pixels lost to void",
-        right=the_librarys,
-        broken=numbered_from_zero,
+        unit="{} % of the pixels lost to void", right=the_librarys, broken=numbered_from_zero,
         measure=pixels_lost_to_void,
         guarded_by="tests/test_postprocess.py::test_hidden_queries_are_dropped_and_leave_void",
     ),
@@ -241,10 +224,7 @@ RESULTS = (
         mistake="An image in which no query is sure has no segments: an empty result, not an argmax over nothing, and "
         "in panoptic quality not a number rather than a crash.",
         question="After how many images of a new data set does this happen first?",
-        unit="{} % of such images end in an error",
-        right=the_librarys,
-        broken=nothing_to_choose_from,
-        measure=images_without_result,
-        guarded_by="tests/test_postprocess.py::test_no_confident_query_is_no_segment",
+        unit="{} % of such images end in an error", right=the_librarys, broken=nothing_to_choose_from,
+        measure=images_without_result, guarded_by="tests/test_postprocess.py::test_no_confident_query_is_no_segment",
     ),
 )  # fmt: skip
