@@ -24,7 +24,7 @@ from m2f_lab.explore.traps import TRAPS, Bench, Trap
 from m2f_lab.explore.traps import lab as trap_lab
 from m2f_lab.explore.traps.attention import never_opened
 from m2f_lab.inference.postprocess import panoptic
-from m2f_lab.model.transformer_decoder import attention_blocked
+from m2f_lab.model.transformer_decoder import TransformerDecoder, attention_blocked
 from m2f_lab.scenes import write_ade20k, write_cityscapes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,6 +170,12 @@ def test_the_same_trial_twice(bench, trials) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- the library stays whole
+
+
+def test_faults_live_in_copies_of_the_model(trials, bench) -> None:
+    for module in bench.model.modules():
+        assert not {"forward", "preprocess"} & set(vars(module))
+    assert type(bench.model.transformer_decoder) is TransformerDecoder
 
 
 def test_nothing_stays_patched(trials) -> None:

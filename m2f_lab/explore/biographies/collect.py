@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from m2f_lab.data import Classes, Dataset, open_dataset
 from m2f_lab.explore.biographies.data import SIZE_BINS, Biographies
+from m2f_lab.explore.parts.labels import known_classes
 from m2f_lab.explore.parts.reading import grid_size, read_masks, winning_queries
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 from m2f_lab.inference.predict import device_of, evaluating
@@ -51,7 +52,7 @@ class BiographyCollector:
 
         Args:
             output: of the model; only its last prediction is used.
-            image: what the model saw. uint8 [H, W, 3]
+            image: input of the model. uint8 [H, W, 3]
             index: which image of the batch the output's is.
 
         Raises:
@@ -73,11 +74,11 @@ class BiographyCollector:
         self.num_pixels += image.shape[0] * image.shape[1]
 
     def result(self, classes: Classes | None = None, source: dict | None = None) -> Biographies:
-        """What was found so far.
+        """The statistics so far.
 
         Args:
             classes: names and colours of the classes.
-            source: what to remember of where it comes from; anything that JSON can hold.
+            source: of the numbers, to be stored with them; anything that JSON can hold.
 
         Raises:
             ValueError: there was no image, or the number of classes is another.
@@ -85,12 +86,8 @@ class BiographyCollector:
         if self.num_images == 0:
             raise ValueError("Query biographies need at least one image; there was none.")
         sums = dict(self._sums)
-        num_classes = sums["won_pixels"].shape[1]
-        if classes is not None and len(classes) != num_classes:
-            raise ValueError(
-                f"The model predicts {num_classes} classes, but there are {len(classes)} class names; pass the classes "
-                "it was trained with."
-            )
+        if classes is not None:
+            known_classes(classes, sums["won_pixels"].shape[1])
         overlap, heat = sums.pop("overlap"), sums.pop("heat")
         return Biographies(
             num_images=self.num_images,
@@ -116,7 +113,7 @@ def collect_biographies(
     progress: bool = False,
     source: dict | None = None,
 ) -> Biographies:
-    """Run a model over images and write down what each query does.
+    """Run a model over images and count what each query does.
 
     Args:
         model: a Mask2Former, or any callable images [1, 3, H, W] → Output.
@@ -159,10 +156,9 @@ def biographies_of(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Biographies:
-    """The biographies of a run's queries, kept in its folder `biographies`; one line of text says what was done.
+    """Read the biographies of a run's queries from its folder `biographies`, or collect and store them there.
 
-    What is stored there is read if it is of the same weights, the same images by name, and the same sizes; otherwise
-    all is collected and stored anew.
+    Stored ones are read if weights, names of images and sizes are the same. One printed line says what was done.
 
     Args:
         run: a run, or its folder.
@@ -222,7 +218,7 @@ def _digest_of_file(path: Path) -> str:
 
 
 def _count(output: Output, index: int) -> dict[str, np.ndarray]:
-    """What the queries do in one image: summands of the fields of `Biographies`."""
+    """Statistics of the queries in one image: summands of the fields of `Biographies`."""
     last = replace(output, class_logits=output.class_logits[-1:], masks=output.masks[-1:])
     probabilities = last.class_logits[0][index].float().softmax(-1)  # (Q, K+1)
     masks = read_masks(last, index, grid_size(output.image_size, MAX_CELLS))[0]  # (Q, h, w)
@@ -265,6 +261,6 @@ def _count(output: Output, index: int) -> dict[str, np.ndarray]:
 
 
 def _appearance(image: np.ndarray) -> dict[str, np.ndarray | float]:
-    """What the image adds to the mean image that heat maps are drawn over. uint8 [H, W, 3]"""
+    """Summands of the mean image, which heat maps are drawn over, for one image. uint8 [H, W, 3]"""
     small = resize_image(image, (2 * HEAT_CELLS, 2 * HEAT_CELLS))
     return {"mean_image": small.astype(np.float64), "aspect": image.shape[1] / image.shape[0]}

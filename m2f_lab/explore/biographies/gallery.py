@@ -109,7 +109,7 @@ class BiographyExplorer(Tool):
 
     @property
     def sort(self) -> str:
-        """How the gallery is sorted: "wins", "class", "size", "number", "only dead", "only duplicates"."""
+        """Order of the gallery: "wins", "class", "size", "number", "only dead", "only duplicates"."""
         return self.views["gallery"].sort
 
     @sort.setter

@@ -33,7 +33,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str
 
 
 def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), title: str = "") -> Figure:
-    """How a run went: the loss and its terms, mIoU, and the learning rate.
+    """Course of a run: the loss and its terms, mIoU, and the learning rate.
 
     Args:
         steps: rows of `Run.steps`, with "iteration", "loss", "learning_rate" and the terms "0.class", "0.mask", …; or

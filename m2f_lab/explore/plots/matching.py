@@ -27,7 +27,7 @@ def matching(
     prediction: int,
     title: str = "",
 ) -> Figure:
-    """What queries cost segments, term by term, with choice and runner-up; the margins; and the choice over layers.
+    """Costs of queries for segments, term by term, with choice and runner-up; the margins; and the choice over layers.
 
     Only the queries that are somebody's choice or runner-up are shown.
 

@@ -43,7 +43,7 @@ def training_progress(
         label_maps: what was predicted for them: iteration → N × integers [H, W]; a column each.
         classes: names and colours of the label maps.
     """
-    # Places are fixed: finding them anew would take half the time of drawing, and this is drawn all the time.
+    # Places are fixed: a layout engine would take half the time of drawing, and this figure is drawn often.
     figure = NotebookFigure(figsize=(WIDTH, CHARTS), dpi=90)
     if label_maps:
         present = np.unique(np.concatenate([np.unique(m) for maps in label_maps.values() for m in maps]))
@@ -108,7 +108,7 @@ def _line(ax: Axes, x: Sequence[float], y: Sequence[float], title: str, color: s
 
 
 def _top(percent: Sequence[float]) -> float:
-    """Where an axis of percentages ends: with room above the largest, but not beyond a hundred."""
+    """End of an axis of percentages: above the largest, but at most a hundred."""
     return min(100.0, max(10.0, 1.15 * max(percent, default=100.0)))
 
 

@@ -1,4 +1,4 @@
-"""What all figures share: colours, sizes of text, axes, legends, and how a notebook shows them."""
+"""Parts of all figures: colours, sizes of text, axes, legends, and a figure that notebooks show."""
 
 from __future__ import annotations
 

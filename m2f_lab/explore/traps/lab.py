@@ -1,4 +1,4 @@
-"""TrapLab: step into a known bug of reimplementations, see what it costs, and read the test that guards it.
+"""TrapLab: known bugs of reimplementations, their cost, and the tests that guard against them.
 
 Choosing a trap asks the kernel, once; flipping between right and broken happens in the browser.
 """

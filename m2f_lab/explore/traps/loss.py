@@ -64,7 +64,7 @@ def pretended_processes(count: int) -> Iterator[None]:
 
 
 def weight_of_mask_losses(bench: Bench, num_masks: Callable) -> Finding:
-    """How much the mask losses of one process among eight weigh, relative to one process alone."""
+    """Weight of the mask losses of one process among eight, relative to one process alone."""
     targets, device = [_target(bench)], torch.device("cpu")
     with pretended_processes(NUM_PROCESSES):
         return Finding(targets[0].num_segments / float(num_masks(targets, device)))

@@ -123,7 +123,7 @@ def the_librarys(output: Output, things: Collection[int]) -> Prediction:
 
 
 def segments_per_stuff(bench: Bench, combine: Combine) -> Finding:
-    """How many segments a class of stuff has, on average."""
+    """Mean number of segments of a class of stuff."""
     output, queries = perfect_output(bench)
     things = bench.streets.classes.things
     prediction = combine(output, things)
