@@ -3,6 +3,8 @@
 A recipe is five frozen dataclasses (model, data, loss, optimization, evaluation) and a few words. Nothing is looked
 up elsewhere and nothing is changed on the way: what you read here is what runs. Vary one with `dataclasses.replace`, or
 shorter with `recipe.vary(optimization=dict(max_iterations=1000))`. Published figures are the authors', not ours.
+
+Two of the words are names of functions, "package.module:function": the builder of the model and that of the criterion.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import json
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+
+from m2f_lab.references import is_reference
 
 TASKS = ("semantic", "panoptic", "instance")
 
@@ -22,7 +26,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture (paper sections 3.2 and 4.1). Defaults are the paper's, with a Swin-T backbone."""
+    """Architecture (paper sections 3.2 and 4.1). Defaults are the paper's, with a Swin-T backbone."""
 
     num_classes: int  # K, without "no object"
     backbone: str = "swin_tiny_patch4_window7_224"  # any timm name with a feature pyramid at strides 4, 8, 16, 32
@@ -43,7 +47,7 @@ class ModelConfig:
         # JSON knows no tuples; without this, a recipe read back would differ from the one that was written.
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.backbone_options.items()}
         object.__setattr__(self, "backbone_options", options)
-        for name in (f.name for f in fields(self) if f.type == "int"):
+        for name in _COUNTS:
             value = getattr(self, name)
             _require(
                 isinstance(value, int) and value > 0, f"ModelConfig.{name} must be a positive integer, got {value!r}."
@@ -57,11 +61,17 @@ class ModelConfig:
         _require(0 <= rate < 1, f"ModelConfig.drop_path_rate must be in [0, 1), got {rate}.")
 
 
+_COUNTS = (
+    "num_classes", "hidden_dim", "mask_dim", "num_queries", "num_heads", "num_sampling_points", "num_encoder_layers",
+    "encoder_feedforward_dim", "num_decoder_layers", "decoder_feedforward_dim",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The data set and the training transforms (paper section 4.1 and appendix)."""
+    """Data set and the training transforms (paper section 4.1 and appendix)."""
 
-    dataset: str  # "ade20k", "cityscapes", or "folder" (ADE20K's layout with a classes.txt)
+    dataset: str  # "ade20k", "cityscapes", "folder" (ADE20K's layout with a classes.txt), or "module:function"
     crop_size: tuple[int, int]  # height, width in pixels
     shortest_edges: tuple[int, ...]  # resize so that the shortest edge is a random one of these, in pixels
     longest_edge: int  # but the longest at most this, in pixels
@@ -72,7 +82,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         known = ("ade20k", "cityscapes", "folder")
-        _require(self.dataset in known, f"DataConfig.dataset must be one of {known}, got {self.dataset!r}.")
+        _require(
+            self.dataset in known or is_reference(self.dataset),
+            f'DataConfig.dataset must be one of {known} or "package.module:function", got {self.dataset!r}.',
+        )
         smallest = min(*self.crop_size, self.longest_edge)
         _require(
             smallest > 0, f"DataConfig: crop_size {self.crop_size} and longest_edge {self.longest_edge} are pixels."
@@ -132,7 +145,7 @@ class OptimizationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How images go through the model when they are measured. Results are compared at the image's own size."""
+    """Size at which the model sees images when it is measured. Results are compared at the image's own size."""
 
     shortest_edge: int | None = None  # pixels; None: the image's own size
     longest_edge: int | None = None
@@ -140,11 +153,13 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run. `published` holds the authors' figures in percent, `notes` where they come from."""
+    """One training run. `published` holds the authors' figures in percent, `notes` their source."""
 
     name: str
     task: str
     model: ModelConfig
+    builder: str = "m2f_lab.model:build_model"  # ModelConfig → the model, a module that returns an Output
+    criterion: str = "m2f_lab.loss:build_criterion"  # Recipe → the Criterion
     data: DataConfig
     loss: LossConfig = field(default_factory=LossConfig)
     optimization: OptimizationConfig
@@ -155,9 +170,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(self.task in TASKS, f"Recipe.task must be one of {TASKS}, got {self.task!r}.")
+        for name, reference in (("builder", self.builder), ("criterion", self.criterion)):
+            _require(
+                is_reference(reference),
+                f'Recipe.{name} names a function, "package.module:function", got {reference!r}.',
+            )
 
     def vary(self, **changes) -> Recipe:
-        """A copy with some fields changed; a dict changes fields of a part.
+        """Return a copy with some fields changed; a dict changes fields of a part.
 
         recipe.vary(seed=1, optimization=dict(max_iterations=100, batch_size=4))
         """
@@ -172,7 +192,15 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        return _from_dict(cls, json.loads(Path(path).read_text()))
+        """Read what `save` wrote; fields that the file lacks have their defaults.
+
+        Raises:
+            ValueError: the file is not JSON, or has fields that this version does not know.
+        """
+        try:
+            return _from_dict(cls, json.loads(Path(path).read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not a recipe: {error}") from error
 
 
 def _from_dict(kind: type, values: dict):
@@ -191,7 +219,7 @@ def _from_dict(kind: type, values: dict):
 
 
 # Backbones by their timm tags. Pretraining: tiny and small on ImageNet-1k at 224 pixels; base and large on ImageNet-22k
-# at 384 with window 12; SSSegmentation starts there, too. `published` is the official validation mIoU, single scale.
+# at 384 with window 12, as in SSSegmentation. `published` is the official validation mIoU, single scale.
 
 _BACKBONES = {
     "swin_tiny": "swin_tiny_patch4_window7_224.ms_in1k",
@@ -208,15 +236,15 @@ def _scales(reference: int) -> tuple[int, ...]:
     return tuple(int(reference * tenth * 0.1) for tenth in range(5, 21))
 
 
-def _ade20k(backbone: str, task: str, crop: int, **published: float) -> Recipe:
+def _ade20k(backbone: str, crop: int, **published: float) -> Recipe:
     """ADE20K, 150 classes.
 
     Official: 160 000 iterations of 16 images; crop 512 (tiny, small, ResNets) or 640 (base, large); 100 queries.
     SSSegmentation: 130 epochs of 16 images (164 190 iterations), same crops and queries.
     """
     return Recipe(
-        name=f"ade20k_{task}_{backbone}",
-        task=_only_semantic(task),
+        name=f"ade20k_semantic_{backbone}",
+        task="semantic",
         model=_paper_model(150, backbone),
         data=DataConfig(dataset="ade20k", crop_size=(crop, crop), shortest_edges=_scales(crop), longest_edge=4 * crop),
         optimization=OptimizationConfig(max_iterations=160_000),
@@ -226,15 +254,15 @@ def _ade20k(backbone: str, task: str, crop: int, **published: float) -> Recipe:
     )
 
 
-def _cityscapes(backbone: str, task: str, **published: float) -> Recipe:
+def _cityscapes(backbone: str, **published: float) -> Recipe:
     """Cityscapes, 19 classes.
 
     Official: 90 000 iterations of 16 images, crop 512 × 1024, 100 queries.
     SSSegmentation: 500 epochs of 16 images (93 000 iterations), same crop and queries.
     """
     return Recipe(
-        name=f"cityscapes_{task}_{backbone}",
-        task=_only_semantic(task),
+        name=f"cityscapes_semantic_{backbone}",
+        task="semantic",
         model=_paper_model(19, backbone),
         data=DataConfig(dataset="cityscapes", crop_size=(512, 1024), shortest_edges=_scales(1024), longest_edge=4096),
         optimization=OptimizationConfig(max_iterations=90_000),
@@ -249,54 +277,44 @@ def _paper_model(num_classes: int, name: str) -> ModelConfig:
     return ModelConfig(num_classes=num_classes, backbone=_BACKBONES[name], backbone_weights=True, drop_path_rate=rate)
 
 
-def _only_semantic(task: str) -> str:
-    _require(task in TASKS, f"Recipe.task must be one of {TASKS}, got {task!r}.")
-    _require(
-        task == "semantic",
-        f"There is no recipe for task={task!r} yet: the readers give semantic targets only. The model, the losses and "
-        'predict(task="panoptic" | "instance") are ready for weights trained elsewhere; see load_weights.',
-    )
-    return task
+def ade20k_swin_tiny() -> Recipe:
+    return _ade20k("swin_tiny", crop=512, mIoU=47.7)
 
 
-def ade20k_swin_tiny(task: str = "semantic") -> Recipe:
-    return _ade20k("swin_tiny", task, crop=512, mIoU=47.7)
+def ade20k_swin_small() -> Recipe:
+    return _ade20k("swin_small", crop=512, mIoU=51.3)
 
 
-def ade20k_swin_small(task: str = "semantic") -> Recipe:
-    return _ade20k("swin_small", task, crop=512, mIoU=51.3)
+def ade20k_swin_base() -> Recipe:
+    return _ade20k("swin_base", crop=640, mIoU=53.9, mIoU_SSSegmentation=54.04)
 
 
-def ade20k_swin_base(task: str = "semantic") -> Recipe:
-    return _ade20k("swin_base", task, crop=640, mIoU=53.9, mIoU_SSSegmentation=54.04)
+def ade20k_swin_large() -> Recipe:
+    return _ade20k("swin_large", crop=640, mIoU=56.1)
 
 
-def ade20k_swin_large(task: str = "semantic") -> Recipe:
-    return _ade20k("swin_large", task, crop=640, mIoU=56.1)
+def ade20k_resnet50() -> Recipe:
+    return _ade20k("resnet50", crop=512, mIoU=47.2)
 
 
-def ade20k_resnet50(task: str = "semantic") -> Recipe:
-    return _ade20k("resnet50", task, crop=512, mIoU=47.2)
+def cityscapes_swin_tiny() -> Recipe:
+    return _cityscapes("swin_tiny", mIoU=82.1)
 
 
-def cityscapes_swin_tiny(task: str = "semantic") -> Recipe:
-    return _cityscapes("swin_tiny", task, mIoU=82.1)
+def cityscapes_swin_small() -> Recipe:
+    return _cityscapes("swin_small", mIoU=82.6)
 
 
-def cityscapes_swin_small(task: str = "semantic") -> Recipe:
-    return _cityscapes("swin_small", task, mIoU=82.6)
+def cityscapes_swin_base() -> Recipe:
+    return _cityscapes("swin_base", mIoU=83.3)
 
 
-def cityscapes_swin_base(task: str = "semantic") -> Recipe:
-    return _cityscapes("swin_base", task, mIoU=83.3)
+def cityscapes_swin_large() -> Recipe:
+    return _cityscapes("swin_large", mIoU=83.3)
 
 
-def cityscapes_swin_large(task: str = "semantic") -> Recipe:
-    return _cityscapes("swin_large", task, mIoU=83.3)
-
-
-def cityscapes_resnet50(task: str = "semantic") -> Recipe:
-    return _cityscapes("resnet50", task, mIoU=79.4)
+def cityscapes_resnet50() -> Recipe:
+    return _cityscapes("resnet50", mIoU=79.4)
 
 
 # Small recipes for CPUs. Nothing is pretrained here, so the backbone learns at the full rate.
@@ -324,10 +342,10 @@ def debug_tiny(num_classes: int = 19, dataset: str = "cityscapes") -> Recipe:
 
 
 def camvid_small() -> Recipe:
-    """Photographs of streets, 360 × 480, 11 classes (CamVid in ADE20K's layout), from nothing, on a CPU.
+    """Photographs of streets, 360 × 480, 11 classes (CamVid in ADE20K's layout), from random weights, on a CPU.
 
-    A convolutional pyramid, since nothing is pretrained: it learns faster from nothing than Swin. Images are seen at
-    two thirds of their size, in training as in evaluation; results are compared at 360 × 480.
+    The backbone is convolutional: from random weights it learns faster than Swin. Images are seen at two thirds of
+    their size, in training as in evaluation; results are compared at 360 × 480.
     """
     return Recipe(
         name="camvid_small",

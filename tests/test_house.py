@@ -17,7 +17,7 @@ PACKAGE = ROOT / "m2f_lab"
 
 FLOORS = (
     ("ops",),
-    ("structures", "recipes"),
+    ("structures", "references", "recipes"),
     ("data", "loss", "inference"),
     ("model",),
     ("weights", "evaluation"),

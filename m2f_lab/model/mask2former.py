@@ -17,7 +17,7 @@ from m2f_lab.model.backbone import STRIDES, Backbone
 from m2f_lab.model.layers import speed_up_linears
 from m2f_lab.model.pixel_decoder import PixelDecoder
 from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder
-from m2f_lab.recipes import ModelConfig
+from m2f_lab.recipes import ModelConfig, Recipe
 from m2f_lab.structures import DecoderState, MaskLogits, Output, Prediction, Target
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB in 0..255
@@ -35,6 +35,7 @@ class Mask2Former(nn.Module):
 
     Attributes:
         classes: names, colours and things of the K classes, where known.
+        builder: the name of the function that composed the model, where known; it is saved with the weights.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Mask2Former(nn.Module):
         super().__init__()
         self.config = config
         self.classes: Classes | None = None
+        self.builder: str | None = None
         self.backbone = backbone
         self.pixel_decoder = pixel_decoder
         self.transformer_decoder = transformer_decoder
@@ -128,4 +130,6 @@ def build_model(config: ModelConfig) -> Mask2Former:
         OSError: the backbone's weights cannot be read or downloaded.
     """
     backbone = Backbone(config)
-    return Mask2Former(backbone, PixelDecoder(backbone.channels, config), TransformerDecoder(config), config)
+    model = Mask2Former(backbone, PixelDecoder(backbone.channels, config), TransformerDecoder(config), config)
+    model.builder = Recipe.builder
+    return model
