@@ -9,6 +9,7 @@ Scenes to practise on: m2f_lab.scenes.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 from m2f_lab.data.ade20k import open_ade20k
@@ -19,6 +20,7 @@ from m2f_lab.data.dataset import Classes, DataError, Dataset, Sample, read_image
 from m2f_lab.data.folder import open_folder
 from m2f_lab.data.loading import Batch, training_batches
 from m2f_lab.data.transforms import TrainingTransform, resized_size
+from m2f_lab.references import is_reference, resolve
 
 __all__ = [
     "AuditReport",
@@ -47,14 +49,23 @@ def open_dataset(name: str, root: str | Path, split: str, *, strict: bool = True
     """Open a data set.
 
     Args:
-        name: "ade20k", "cityscapes", or "folder" for your own images in ADE20K's layout with a classes.txt
-        root: the folder it lies in; data/README.md shows the layouts
+        name: "ade20k", "cityscapes", "folder" for your own images in ADE20K's layout with a classes.txt, or
+            "package.module:function" for a reader of your own: (root, split) or (root, split, strict) → Dataset
+        root: the data set's folder; data/README.md shows the layouts
         split: "train" or "val"
         strict: refuse images without labels now rather than when their turn comes. False is for `audit`.
 
     Raises:
         DataError: folders or labels are missing, or there are no images.
+        ValueError: there is no reader of this name.
     """
-    if name not in _READERS:
-        raise ValueError(f"There is no data set called {name!r}; there are {', '.join(_READERS)}.")
-    return _READERS[name](root, split, strict)
+    if name in _READERS:
+        return _READERS[name](root, split, strict)
+    if not is_reference(name):
+        raise ValueError(
+            f"There is no data set called {name!r}; there are {', '.join(_READERS)}, and readers of your own by "
+            '"package.module:function".'
+        )
+    reader = resolve(name)
+    takes_strict = len(inspect.signature(reader).parameters) > 2
+    return reader(root, split, strict) if takes_strict else reader(root, split)

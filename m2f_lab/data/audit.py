@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from m2f_lab.data.dataset import DataError, Dataset, check_same_size, few, read_image
+from m2f_lab.data.dataset import DataError, Dataset, abbreviate, check_same_size, read_image
 from m2f_lab.structures import IGNORE
 
 
@@ -189,10 +189,11 @@ def _findings(report: AuditReport) -> list[str]:
     names = report.dataset.classes.names
     lines = [""]
     if report.never_seen:
-        lines.append(f"Never seen ({len(report.never_seen)}): {few([names[i] for i in report.never_seen], 20)}")
+        lines.append(f"Never seen ({len(report.never_seen)}): {abbreviate([names[i] for i in report.never_seen], 20)}")
     if report.unlabelled:
         lines.append(
-            f"Without any labelled pixel ({len(report.unlabelled)}): {few([path.name for path in report.unlabelled])}"
+            f"Without any labelled pixel ({len(report.unlabelled)}): "
+            f"{abbreviate(path.name for path in report.unlabelled)}"
         )
     if report.unknown_ids:
         lines.append(f"UNKNOWN IDS: {', '.join(map(str, report.unknown_ids))}")

@@ -1,4 +1,4 @@
-"""What every data set is: classes, and pairs of an image and a map of class ids.
+"""Data sets: classes, and pairs of an image and a map of class ids.
 
 K classes, H/W height/width.
 
@@ -30,7 +30,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Classes:
-    """What the K train ids mean.
+    """Names, colours and kinds of the K train ids.
 
     Attributes:
         names: one per class. K × str
@@ -54,6 +54,16 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
+    def to_json(self) -> dict:
+        """Plain lists and numbers, as checkpoints hold them."""
+        colors = [list(map(int, color)) for color in self.colors]
+        return {"names": list(self.names), "colors": colors, "things": sorted(self.things)}
+
+    @classmethod
+    def from_json(cls, values: dict) -> Classes:
+        """Rebuild what `to_json` returned."""
+        return cls(tuple(values["names"]), tuple(map(tuple, values["colors"])), frozenset(values["things"]))
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -74,8 +84,11 @@ class Sample:
 class Dataset:
     """A list of samples that are read when they are asked for. Open one with `open_dataset`.
 
+    Training and evaluation use the length, the items, `classes` and `str(dataset)` only; a subclass, or an object of
+    another kind with these, may take its samples from anywhere.
+
     Attributes:
-        name: "ade20k", "cityscapes" or "folder"
+        name: "ade20k", "cityscapes", "folder", or a word of your own
         root: the folder that holds images and labels
         split: "train" or "val"
         classes: names, colours and things of the K train ids
@@ -91,6 +104,9 @@ class Dataset:
     image_paths: tuple[Path, ...]
     label_paths: tuple[Path, ...]
     train_ids: Mapping[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.split} in {self.root}"
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -113,7 +129,7 @@ class Dataset:
         return self.image_paths[index].stem.removesuffix("_leftImg8bit")
 
     def raw_label(self, index: int) -> np.ndarray:
-        """The ids as they are in the file. integers [H, W]"""
+        """Read the ids as they are in the file. integers [H, W]"""
         path = self.label_paths[index]
         if not path.is_file():
             raise DataError(
@@ -141,8 +157,8 @@ class Dataset:
         if label_map.size and label_map.min() < 0:
             unknown = np.unique(raw[label_map < 0])
             raise DataError(
-                f"{source} holds the {_count(len(unknown), 'unknown id')} {few(unknown.tolist())}. {self.name} knows "
-                f"{_ranges(self.train_ids)}. Look at the whole data set with "
+                f"{source} holds the {_count(len(unknown), 'unknown id')} {abbreviate(unknown.tolist())}. "
+                f"{self.name} knows {_ranges(self.train_ids)}. Look at the whole data set with "
                 f"print(audit(open_dataset({self.name!r}, {str(self.root)!r}, {self.split!r}))); it also says what the "
                 "ids may mean."
             )
@@ -180,7 +196,7 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
         name: what to call it in an error; its file name, usually
 
     Raises:
-        DataError: it has no pixels, or a mode whose range nobody knows.
+        DataError: it has no pixels, or a mode of unknown range.
     """
     if 0 in image.size:
         raise DataError(f"{name} is empty: {image.width} × {image.height} pixels.")
@@ -250,7 +266,7 @@ def check_pairs(title: str, pairs: list[tuple[Path, Path]], folder: Path, strict
         image, label = missing[0]
         raise DataError(
             f"{title}: {_count(len(missing), 'image')} of {len(pairs)} without a label. {image} would need {label}; "
-            f"without one: {few([image.name for image, _ in missing])}. Add the labels or take the images away; "
+            f"without one: {abbreviate([image.name for image, _ in missing])}. Add the labels or take the images away; "
             "open_dataset(…, strict=False) opens what is there, for audit."
         )
 
@@ -266,7 +282,7 @@ def describe_folder(folder: Path) -> str:
         above = next(parent for parent in folder.absolute().parents if parent.is_dir())
         return f"{folder} does not exist. {describe_folder(above)}"
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    return f"{folder} holds {few(names)}." if names else f"{folder} is empty."
+    return f"{folder} holds {abbreviate(names)}." if names else f"{folder} is empty."
 
 
 @contextmanager
@@ -289,8 +305,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s" * (number != 1)
 
 
-def few(items: list, most: int = 8) -> str:
-    """Name some, count the rest."""
+def abbreviate(items: Iterable, most: int = 8) -> str:
+    """List the first items and count the rest: "a, b and 3 more"."""
+    items = list(items)
     shown = ", ".join(map(str, items[:most]))
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 

@@ -19,9 +19,9 @@ from m2f_lab.recipes import Recipe
 def evaluate(
     model: Model,
     recipe: Recipe,
-    data_root: str | Path,
+    data: str | Path | Dataset,
     *,
-    split: str = "val",
+    split: str | None = None,
     limit: int | None = None,
     progress: bool = False,
     rank: int = 0,
@@ -30,20 +30,21 @@ def evaluate(
     """Measure a model on a data set, each image at its own size.
 
     Args:
-        model: a Mask2Former, or any callable images [1, 3, H, W] → Output
+        model: a Mask2Former, or any callable images [B, 3, H, W] → Output
         recipe: names the data set, and the size at which the model sees its images (`recipe.evaluation`)
-        data_root: the folder of the data set
-        split: "val" or "train"
+        data: the folder of the data set, or a data set
+        split: of the folder, "val" (by default) or "train"
         limit: only the first so many images
         progress: show a progress bar
         rank, world_size: with several processes, each measures every `world_size`-th image, and the counts are added
             up over `torch.distributed`; all of them must call this function, and all return the same
 
     Returns:
-        What `SemanticEvaluator.result` describes; `format_table` makes it readable.
+        The figures of `SemanticEvaluator.result`; `format_table` makes them readable.
 
     Raises:
-        ValueError: the recipe's task is not "semantic", or model and data set have different numbers of classes.
+        ValueError: the recipe's task is not "semantic", model and data set have different numbers of classes, or a
+            split was given with a data set.
     """
     if recipe.task != "semantic":
         raise ValueError(
@@ -52,26 +53,28 @@ def evaluate(
         )
     if limit is not None and limit < 1:
         raise ValueError(f"limit is a positive number of images, got {limit}.")
-    dataset = open_dataset(recipe.data.dataset, data_root, split)
-    config = getattr(model, "config", recipe.model)
+    dataset = _opened(recipe, data, split)
+    config = getattr(model, "config", None) or recipe.model
     if config.num_classes != len(dataset.classes):
         raise ValueError(
-            f"The model predicts {config.num_classes} classes, but {dataset.name} in {dataset.root} has "
-            f"{len(dataset.classes)}. Build the model with num_classes={len(dataset.classes)}, or choose the data set "
-            "it was trained on."
+            f"The model predicts {config.num_classes} classes, but {dataset} has {len(dataset.classes)}. "
+            f"Build the model with num_classes={len(dataset.classes)}, or choose the data set it was trained on."
         )
     count = len(dataset) if limit is None else min(limit, len(dataset))
     indices = range(rank, count, world_size)
     evaluator = SemanticEvaluator(len(dataset.classes), dataset.classes.names)
     sizes = {"shortest_edge": recipe.evaluation.shortest_edge, "longest_edge": recipe.evaluation.longest_edge}
-    samples = _read_ahead(dataset, indices, recipe.data.num_workers)
+    samples = tqdm(
+        _read_ahead(dataset, indices, recipe.data.num_workers),
+        desc=f"evaluate {dataset}", total=len(indices), unit="image", disable=not progress,
+    )  # fmt: skip
     with evaluating(model), ThreadPoolExecutor(1) as beside:
         counted = None
-        for sample in tqdm(samples, desc=f"evaluate {split}", total=len(indices), unit="image", disable=not progress):
+        for sample in samples:
             prediction = predict(model, sample.image, classes=dataset.classes, **sizes)
             if counted is not None:
                 counted.result()  # raises what went wrong
-            # Counted while the model is busy with the next image: on a fast GPU it would take a tenth of the time.
+            # Count while the model runs on the next image: on a fast GPU, counting takes a tenth of the time.
             counted = beside.submit(evaluator.update, prediction, sample.label_map)
         if counted is not None:
             counted.result()
@@ -80,8 +83,16 @@ def evaluate(
     return evaluator.result()
 
 
+def _opened(recipe: Recipe, data: str | Path | Dataset, split: str | None) -> Dataset:
+    if isinstance(data, str | Path):
+        return open_dataset(recipe.data.dataset, data, split or "val")
+    if split is not None:
+        raise ValueError(f"split={split!r} belongs to a folder; a data set ({data}) is a split already.")
+    return data
+
+
 def _read_ahead(dataset: Dataset, indices: Sequence[int], num_workers: int) -> Iterator[Sample]:
-    """The samples in order, while threads decode the next ones: PIL works beside Python."""
+    """Yield the samples in order, while threads decode the next ones: PIL releases the interpreter lock."""
     if num_workers == 0:
         yield from (dataset[index] for index in indices)
         return

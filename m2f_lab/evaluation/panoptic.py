@@ -1,4 +1,4 @@
-"""How good are the segments? Panoptic quality over a whole data set.
+"""Panoptic segmentation: panoptic quality over a whole data set.
 
 K classes, T true segments, P predicted segments, H/W height/width.
 
@@ -9,8 +9,8 @@ can do so twice. For each class, over the whole data set,
     RQ = TP / (TP + FP / 2 + FN / 2)            how many were found, and how few invented
     PQ = SQ · RQ
 
-with TP matches, FP predicted and FN true segments without a match. Void, and crowd (a true region in which nobody told
-the things apart), are handled as in the COCO panoptic API, hence as in the published results:
+with TP matches, FP predicted and FN true segments without a match. Void, and crowd (a true region whose
+things are not told apart), are handled as in the COCO panoptic API, hence as in the published results:
 
 - in the union, the pixels of a predicted segment that lie on void do not count;
 - a predicted segment without a match is no mistake if more than half of it lies on void and crowd of its class;
@@ -112,12 +112,12 @@ class PanopticEvaluator:
         self.counts, self.num_images = summed_over_processes(self.counts, self.num_images)
 
     def result(self) -> dict:
-        """The figures so far, in percent.
+        """Compute the figures so far, in percent.
 
         Returns:
             "PQ", "SQ", "RQ", "PQ_things", … and "PQ_stuff", …, means over classes, "num_images", and "classes": one
             dict per class with "name", "PQ", "SQ", "RQ", and the numbers "TP", "FP", "FN". A class without any of the
-            three has no quality (None) and is left out of the means. A mean over no class is None, too: images
+            three has no quality (None) and is left out of the means. A mean over no class is None as well: images
             without a segment are not an error, and say nothing about quality.
         """
         found, invented, missed, iou = self.counts.unbind(1)
@@ -173,7 +173,7 @@ class _Segments:
         self.classes = np.array([-1, *(labels[number] for number in sorted(labels))], np.int64)
 
     def positions(self, ids: np.ndarray) -> np.ndarray:
-        """Where these ids stand in `self.ids`. [N]"""
+        """Find the places of ids in `self.ids`. [N]"""
         found = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
         unknown = np.unique(ids[self.ids[found] != ids]).tolist()
         if unknown:

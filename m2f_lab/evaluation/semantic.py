@@ -1,4 +1,4 @@
-"""How good are the label maps? Intersection over union and accuracy over a whole data set.
+"""Semantic segmentation: intersection over union and accuracy over a whole data set.
 
 K classes, H/W height/width.
 
@@ -79,7 +79,7 @@ class SemanticEvaluator:
         self.num_images += 1
 
     def _check_counts(self, counts: Tensor) -> None:
-        """Counting all 256 values costs nothing and shows what does not belong."""
+        """Raise if a map holds a number that is no class. Counting all 256 values costs nothing."""
         known = torch.arange(_VALUES, device=counts.device) < self.num_classes
         no_class = torch.nonzero((counts.sum(0) > 0) & ~known).flatten().tolist()
         known[IGNORE] = True
@@ -105,7 +105,7 @@ class SemanticEvaluator:
         self.matrix, self.num_images = summed_over_processes(self.matrix, self.num_images)
 
     def result(self) -> dict:
-        """The figures so far, in percent.
+        """Compute the figures so far, in percent.
 
         Returns:
             "mIoU", "fwIoU" (IoU weighted by the pixels of each class), "mACC" (mean of the classes' accuracies),
@@ -145,7 +145,7 @@ class SemanticEvaluator:
 
 
 def _tensor(values: np.ndarray | Tensor) -> Tensor:
-    """Without a copy where that is possible; PyTorch takes neither read-only nor mirrored arrays."""
+    """Convert, without a copy where possible; PyTorch takes neither read-only nor mirrored arrays."""
     return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 
