@@ -2,16 +2,21 @@
 
 from m2f_lab.weights.huggingface import to_huggingface
 from m2f_lab.weights.loading import LoadReport, load_model, load_weights
-from m2f_lab.weights.native import save_weights
+from m2f_lab.weights.native import Builder, build_from, save_weights
 from m2f_lab.weights.official import to_official
 from m2f_lab.weights.pickles import UnsafeFileError
 from m2f_lab.weights.sssegmentation import to_sssegmentation
 
+save_pretrained = save_weights  # under the name that users of Hugging Face expect
+
 __all__ = [
+    "Builder",
     "LoadReport",
     "UnsafeFileError",
+    "build_from",
     "load_model",
     "load_weights",
+    "save_pretrained",
     "save_weights",
     "to_huggingface",
     "to_official",

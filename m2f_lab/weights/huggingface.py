@@ -114,7 +114,7 @@ HUGGINGFACE = KeyMap(
     ),
 )
 
-# What their configuration may choose and our model does not have.
+# Options of their configuration that our model does not have.
 _FIXED_CHOICES = {"pre_norm": False, "activation_function": "relu"}
 _FIXED_BACKBONE_CHOICES = {
     "swin": {"hidden_act": "gelu", "use_absolute_embeddings": False},
@@ -123,7 +123,7 @@ _FIXED_BACKBONE_CHOICES = {
 
 
 def config_conflicts(config: Mapping, num_heads: int) -> list[str]:
-    """What a Hugging Face `config.json` asks for, that shapes do not show and the model does otherwise.
+    """List the options of a Hugging Face `config.json` that shapes do not show and the model does otherwise.
 
     Args:
         config: the file's content.

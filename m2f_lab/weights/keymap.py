@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from m2f_lab.data.dataset import abbreviate
+
 _FIELD = re.compile(r"\{(?P<name>[a-z])(?P<shift>[+-]\d+)?\}|\*")
 
 
 @dataclass(frozen=True)
 class Reordering:
-    """The same numbers in another order of channels.
+    """Another order of the same channels.
 
     Attributes:
         reason: what is reordered and why, for the report.
@@ -42,7 +44,7 @@ class Rule:
     Args:
         ours: our name.
         theirs: the other format's name, or several, whose tensors are joined to ours along the first dimension.
-        reordering: set where the order of channels differs, too.
+        reordering: set where the order of channels differs as well.
     """
 
     def __init__(self, ours: str, theirs: str | tuple[str, ...], reordering: Reordering | None = None) -> None:
@@ -74,7 +76,7 @@ def rules(
 
 @dataclass
 class Translation:
-    """A state dict under our names, and how it came about.
+    """State dict under our names, and its origins.
 
     Attributes:
         tensors: by our names.
@@ -97,7 +99,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class KeyMap:
-    """How another format names the tensors of a Mask2Former.
+    """Names of the tensors of a model in another format.
 
     Attributes:
         name: the format, in words.
@@ -117,7 +119,7 @@ class KeyMap:
         return any(key.startswith(self.signature) for key in keys)
 
     def to_ours(self, state: Mapping[str, Tensor]) -> Translation:
-        """Translate a state dict of this format. What does not fit is listed, nothing raises."""
+        """Translate a state dict of this format. Names without a place are listed; nothing raises."""
         result = Translation()
         parts: dict[str, dict[int, tuple[str, Tensor]]] = {}  # our name → number of the part → their name, tensor
         found_rules: dict[str, Rule] = {}
@@ -171,8 +173,8 @@ class KeyMap:
                 result[_fill(theirs, values)] = part.contiguous()
         if unknown:
             raise ValueError(
-                f"{self.name} has no names for {len(unknown)} of {len(state)} tensors: {shorten(unknown)}. Export a "
-                "model whose backbone that format knows, or keep it in our own format with save_weights."
+                f"{self.name} has no names for {len(unknown)} of {len(state)} tensors: {abbreviate(unknown, 6)}. "
+                "Export a model whose backbone that format knows, or keep it in our own format with save_weights."
             )
         return result
 
@@ -188,13 +190,6 @@ class KeyMap:
                 if values is not None:
                     return rule, number, values
         return None
-
-
-def shorten(names: Iterable[str], limit: int = 6) -> str:
-    """A few names, and how many more there are."""
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
 
 
 def _regex(pattern: str) -> tuple[re.Pattern, dict[str, int]]:
@@ -213,7 +208,7 @@ def _regex(pattern: str) -> tuple[re.Pattern, dict[str, int]]:
 
 
 def _values(regex: tuple[re.Pattern, dict[str, int]], name: str) -> dict[str, int | str] | None:
-    """What the fields of a pattern stand for in a name; None where it does not fit."""
+    """Read the fields of a pattern off a name; None where it does not fit."""
     expression, shifts = regex
     match = expression.fullmatch(name)
     if match is None:

@@ -1,4 +1,4 @@
-"""`load_weights`: from any known checkpoint into a model, strictly, with a report of what was done."""
+"""`load_weights`: from any known checkpoint into a model, strictly, with a report."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from m2f_lab.model import Mask2Former, build_model
+from m2f_lab.data.dataset import abbreviate
+from m2f_lab.references import resolve_loaded
 from m2f_lab.weights.huggingface import HUGGINGFACE, config_conflicts
-from m2f_lab.weights.keymap import KeyMap, Translation, shorten
-from m2f_lab.weights.mismatch import describe_mismatch, num_classes_of
+from m2f_lab.weights.keymap import KeyMap, Translation
+from m2f_lab.weights.mismatch import class_head, describe_mismatch, num_classes_of
 from m2f_lab.weights.native import (
     NATIVE,
+    Builder,
+    build_from,
+    builder_from_json,
     classes_from_json,
     config_from_json,
     is_own_config,
@@ -25,13 +29,12 @@ from m2f_lab.weights.official import OFFICIAL
 from m2f_lab.weights.reading import Checkpoint, read_checkpoint
 from m2f_lab.weights.sssegmentation import SSSEGMENTATION
 
-FORMATS: tuple[KeyMap, ...] = (NATIVE, OFFICIAL, HUGGINGFACE, SSSEGMENTATION)
-CLASS_HEAD = ("transformer_decoder.class_head.weight", "transformer_decoder.class_head.bias")
+FORMATS: tuple[KeyMap, ...] = (OFFICIAL, HUGGINGFACE, SSSEGMENTATION)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did; `print` it.
+    """Account of what `load_weights` did; `print` it.
 
     Attributes:
         path: where the weights come from.
@@ -41,6 +44,7 @@ class LoadReport:
         num_values: numbers in them.
         converted: what was changed on the way → our names of the tensors.
         ignored: reason → names in the file.
+        builders: the checkpoint's and the model's, where they differ: equal names may then compute something else.
         kept: reason → our names of the tensors that stay as they were in the model.
     """
 
@@ -52,6 +56,7 @@ class LoadReport:
     converted: dict[str, list[str]] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
     kept: dict[str, list[str]] = field(default_factory=dict)
+    builders: tuple[str, str] | None = None
 
     def __str__(self) -> str:
         inside = f", found under {self.inside}" if self.inside else ""
@@ -59,22 +64,26 @@ class LoadReport:
         lines.append(f"  format     {self.format}{inside}")
         for title, groups in (("converted", self.converted), ("ignored", self.ignored), ("kept", self.kept)):
             for reason, names in groups.items():
-                lines.append(f"  {title:<10} {len(names)} × {reason}: {shorten(names, limit=2)}")
+                lines.append(f"  {title:<10} {len(names)} × {reason}: {abbreviate(names, 2)}")
+        if self.builders:
+            lines.append("  builder    {} in the checkpoint, {} here".format(*self.builders))
         return "\n".join(lines)
 
 
-def load_weights(model: Mask2Former, path: str | Path, reset_classifier: bool = False) -> LoadReport:
+def load_weights(model: nn.Module, path: str | Path, reset_classifier: bool = False) -> LoadReport:
     """Load a checkpoint of any known format into a model. On any error the model stays as it was.
 
     Args:
-        model: built with the architecture of the checkpoint.
+        model: built with the architecture of the checkpoint. Our own checkpoints fit any module.
         path: one of ours (a folder, or its model.safetensors), a file of the official Mask2Former (.pkl, .pth) or of
-            SSSegmentation (.pth), a folder or file of Hugging Face. What it is, its keys tell, not its name; any of
-            them may be stored as safetensors, torch file or pickle of arrays. No code in it is ever run.
-        reset_classifier: keep the model's own class head instead of the checkpoint's, to train on other classes.
+            SSSegmentation (.pth), a folder or file of Hugging Face. Ours is recognised by its config.json, or by names
+            that it shares with the model; the others by their keys. Any of them may be stored as safetensors, torch
+            file or pickle of arrays. No code in it is ever run.
+        reset_classifier: keep the model's own class head, the module called `class_head`, instead of the
+            checkpoint's, to train on other classes.
 
     Returns:
-        What was loaded, converted, ignored and kept.
+        The names that were loaded, converted, ignored and kept.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -85,12 +94,17 @@ def load_weights(model: Mask2Former, path: str | Path, reset_classifier: bool = 
     return _load(model, read_checkpoint(path), reset_classifier)
 
 
-def load_model(folder: str | Path) -> Mask2Former:
+def load_model(folder: str | Path, build: Builder | None = None) -> nn.Module:
     """Rebuild a model that `save_weights` saved: its configuration, its weights and its classes, in evaluation mode.
+
+    Args:
+        folder: a folder that `save_weights` or a run wrote.
+        build: the builder; by default the one that the folder names. A module of one's own must be imported before:
+            no code is imported because a file names it.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder was not written by `save_weights`.
+        ValueError: the folder was not written by `save_weights`, or the builder is missing.
     """
     checkpoint = read_checkpoint(folder)
     if not is_own_config(checkpoint.config):
@@ -98,31 +112,60 @@ def load_model(folder: str | Path) -> Mask2Former:
             f"{folder} has no config.json written by save_weights. Build the model with build_model(ModelConfig(…)) "
             "and load the weights with load_weights(model, path)."
         )
-    model = build_model(without_pretraining(config_from_json(checkpoint.config)))
+    config = config_from_json(checkpoint.config)
+    if config is None:
+        raise ValueError(
+            f"{folder} holds a model that was saved without a ModelConfig. Build the model yourself and load the "
+            "weights with load_weights(model, folder)."
+        )
+    if build is None:
+        build = _builder(builder_from_json(checkpoint.config), folder)
+    model = build_from(build, without_pretraining(config))
     _load(model, checkpoint, reset_classifier=False)
     return model.eval()
 
 
-def recognise(keys: list[str], path: Path) -> KeyMap:
-    """The format that names tensors like this.
+def _builder(reference: str | None, folder: str | Path) -> Builder:
+    if reference is None:
+        raise ValueError(
+            f"{folder} does not name the builder of its model: pass it, load_model(folder, build=…), a function "
+            "ModelConfig → module; or build the model yourself and use load_weights(model, folder)."
+        )
+    try:
+        return resolve_loaded(reference)
+    except ValueError as error:
+        raise ValueError(f"The model in {folder} was built by {reference!r}. {error}") from error
+
+
+def recognise(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> KeyMap:
+    """Tell the format of a checkpoint: ours by its config.json or by names shared with the model, others by their keys.
+
+    Args:
+        checkpoint: as it was read.
+        own: the model's state dict.
 
     Raises:
-        ValueError: none does.
+        ValueError: it is of no known format.
     """
+    keys = list(checkpoint.tensors)
+    if is_own_config(checkpoint.config) or set(keys) == set(own):
+        return NATIVE
     for format in FORMATS:
         if format.recognises(keys):
             return format
+    if set(keys) & set(own):
+        return NATIVE
     pyramid = ("patch_embed.", "layer1.", "stages.", "layers.0.", "res2.", "stem.")
     if any(key.removeprefix("backbone.").startswith(pyramid) for key in keys):
         hint = "It looks like a backbone alone: give its path as ModelConfig(backbone_weights=…) instead."
     else:
-        hint = f"Known are {', '.join(format.name for format in FORMATS)}."
-    raise ValueError(f"{path} is of no known format; its first keys are {shorten(keys, limit=4)}. {hint}")
+        hint = f"Known are {', '.join(format.name for format in (NATIVE, *FORMATS))}."
+    raise ValueError(f"{checkpoint.path} is of no known format; its first keys are {abbreviate(keys, 4)}. {hint}")
 
 
-def _load(model: Mask2Former, checkpoint: Checkpoint, reset_classifier: bool) -> LoadReport:
-    format = recognise(list(checkpoint.tensors), checkpoint.path)
+def _load(model: nn.Module, checkpoint: Checkpoint, reset_classifier: bool) -> LoadReport:
     own = model.state_dict()
+    format = recognise(checkpoint, own)
     translation = format.to_ours(checkpoint.tensors)
     kept = _keep(translation, own, reset_classifier)
     if not reset_classifier:
@@ -139,8 +182,11 @@ def _load(model: Mask2Former, checkpoint: Checkpoint, reset_classifier: bool) ->
         if tensor.dtype != own[name].dtype:
             converted.setdefault(f"from {tensor.dtype} to {own[name].dtype}", []).append(name)
     model.load_state_dict({name: translation.tensors.get(name, tensor) for name, tensor in own.items()})
-    if is_own_config(checkpoint.config) and model.classes is None and not reset_classifier:
-        model.classes = classes_from_json(checkpoint.config)
+    builders = None
+    if is_own_config(checkpoint.config):
+        if getattr(model, "classes", None) is None and not reset_classifier:
+            model.classes = classes_from_json(checkpoint.config)
+        builders = builder_from_json(checkpoint.config), getattr(model, "builder", None)
     return LoadReport(
         path=checkpoint.path,
         format=format.name,
@@ -150,43 +196,50 @@ def _load(model: Mask2Former, checkpoint: Checkpoint, reset_classifier: bool) ->
         converted=converted,
         ignored=translation.ignored,
         kept=kept,
+        builders=builders if builders and None not in builders and builders[0] != builders[1] else None,
     )
 
 
 def _keep(translation: Translation, own: Mapping[str, Tensor], reset_classifier: bool) -> dict[str, list[str]]:
-    """Which tensors of the model stay, and why; those that stay by choice leave the translation."""
+    """List the tensors of the model that stay, by reason; those that stay by choice leave the translation."""
     kept: dict[str, list[str]] = {}
     counters = [n for n in own if n.endswith(".num_batches_tracked") and n not in translation.tensors]
     if counters:  # frozen batch norms are saved without; evaluation does not use them
         kept["a counter of training steps that the checkpoint lacks"] = counters
     if reset_classifier:
-        kept["the model's own class head, because of reset_classifier=True"] = list(CLASS_HEAD)
-        for name in CLASS_HEAD:
+        head = class_head(own)
+        if not head:
+            raise ValueError(
+                "reset_classifier=True keeps the module called class_head, but this model has none; load with "
+                "model.load_state_dict(…, strict=False) instead."
+            )
+        kept["the model's own class head, because of reset_classifier=True"] = head
+        for name in head:
             if translation.tensors.pop(name, None) is not None:
                 reason = "its class head, because of reset_classifier=True"
                 translation.ignored.setdefault(reason, []).extend(translation.origins[name])
     return kept
 
 
-def _check_num_classes(theirs: int | None, ours: int, path: Path) -> None:
-    if theirs is not None and theirs != ours:
+def _check_num_classes(theirs: int | None, ours: int | None, path: Path) -> None:
+    if None not in (theirs, ours) and theirs != ours:
         raise ValueError(
             f"{path} was trained on {theirs} classes, the model has {ours}. Build the model with "
             f"ModelConfig(num_classes={theirs}), or keep everything but the class head with "
-            "load_weights(model, path, reset_classifier=True) and train that anew."
+            "load_weights(model, path, reset_classifier=True) and train a new one."
         )
 
 
-def _check_config(model: Mask2Former, checkpoint: Checkpoint, format: KeyMap) -> None:
+def _check_config(model: nn.Module, checkpoint: Checkpoint, format: KeyMap) -> None:
     """Compare what shapes cannot show: eight heads of 32 channels look like four of 64."""
-    config = checkpoint.config
-    if config is None:
+    config, ours = checkpoint.config, getattr(model, "config", None)
+    if config is None or ours is None:
         return
     conflicts = []
     if format is HUGGINGFACE:
-        conflicts = config_conflicts(config, model.config.num_heads)
+        conflicts = config_conflicts(config, ours.num_heads)
     elif is_own_config(config):
-        conflicts = unseen_conflicts(config, model.config)
+        conflicts = unseen_conflicts(config, ours)
     if conflicts:
         raise ValueError(
             f"{checkpoint.path} was made with {', '.join(conflicts)}. The weights would fit but compute something "
@@ -194,8 +247,10 @@ def _check_config(model: Mask2Former, checkpoint: Checkpoint, format: KeyMap) ->
         )
 
 
-def _check_normalisation(model: Mask2Former, checkpoint: Checkpoint) -> None:
-    """The model normalises images itself; weights that are used to other colours would go wrong silently."""
+def _check_normalisation(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Raise if the model normalises images otherwise than the weights expect: they would go wrong silently."""
+    if "pixel_mean" not in dict(model.named_buffers()):  # a model of another kind
+        return
     ours = [model.pixel_mean.flatten().tolist(), model.pixel_std.flatten().tolist()]
     if "pixel_mean" in checkpoint.tensors and "pixel_std" in checkpoint.tensors:
         theirs = [checkpoint.tensors[name].flatten().tolist() for name in ("pixel_mean", "pixel_std")]

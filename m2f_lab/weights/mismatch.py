@@ -1,4 +1,4 @@
-"""Says in what a checkpoint and a model differ, and which configuration would fit."""
+"""Differences between a checkpoint and a model, and the configuration that would fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from m2f_lab.weights.keymap import Translation, shorten
+from m2f_lab.data.dataset import abbreviate
+from m2f_lab.weights.keymap import Translation
 
 # ModelConfig field → a tensor and a dimension whose size is its value.
 _SIZES = {
@@ -22,14 +23,19 @@ _SIZES = {
 _LENGTHS = {"num_encoder_layers": "pixel_decoder.layers.", "num_decoder_layers": "transformer_decoder.layers."}
 
 
+def class_head(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors of the class head, the module called `class_head`; empty where there is none."""
+    return [name for name in state if name.split(".")[-2:-1] == ["class_head"]]
+
+
 def num_classes_of(state: Mapping[str, Tensor]) -> int | None:
     """K, without "no object", of a state dict under our names; None where it has no class head."""
-    weight = state.get("transformer_decoder.class_head.weight")
+    weight = next((state[name] for name in class_head(state) if name.endswith(".weight")), None)
     return None if weight is None else weight.shape[0] - 1
 
 
 def visible_config(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """The fields of ModelConfig that can be read off a state dict under our names."""
+    """Read fields of ModelConfig off a state dict under our names; empty for models of another kind."""
     config = {name: state[key].shape[axis] for name, (key, axis) in _SIZES.items() if key in state}
     for name, prefix in _LENGTHS.items():
         numbers = {match[1] for key in state if (match := re.match(re.escape(prefix) + r"(\d+)\.", key))}
@@ -39,7 +45,7 @@ def visible_config(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def describe_mismatch(own: Mapping[str, Tensor], translation: Translation, kept: Iterable[str]) -> str:
-    """What keeps a checkpoint from loading, line by line; empty if nothing does.
+    """Describe what keeps a checkpoint from loading, line by line; empty if nothing does.
 
     Args:
         own: the model's state dict.
@@ -57,7 +63,7 @@ def describe_mismatch(own: Mapping[str, Tensor], translation: Translation, kept:
         if name in own and tensor.shape != own[name].shape
     ]
     lines = [
-        f"  {len(names)} {title}: {shorten(names)}"
+        f"  {len(names)} {title}: {abbreviate(names, 6)}"
         for title, names in (
             ("tensors of the model are missing in the file", missing),
             ("keys of the file have no place in the model", surplus),
@@ -69,7 +75,7 @@ def describe_mismatch(own: Mapping[str, Tensor], translation: Translation, kept:
 
 
 def describe_backbone(state: Mapping[str, Tensor]) -> str:
-    """What can be seen of the backbone in a state dict under our names; Swins and ResNets only."""
+    """Describe the backbone in a state dict under our names, as far as names and shapes tell: Swins and ResNets."""
     depths = _depths(state, r"backbone\.network\.layers\.(\d+)\.blocks\.(\d+)\.")
     if depths:
         table = "backbone.network.layers.{}.blocks.0.attn.relative_position_bias_table"
@@ -95,7 +101,9 @@ def _depths(state: Mapping[str, Tensor], pattern: str) -> dict[str, int]:
 
 def _way_out(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     ours, theirs = visible_config(own), visible_config(found)
-    changes = [f"{name}={value} (now {ours[name]})" for name, value in theirs.items() if value != ours.get(name)]
+    if not ours or not theirs:
+        return "Is the file complete, and saved from a model that was built like this one?"
+    changes = [f"{name}={value} (now {ours[name]})" for name, value in theirs.items() if value != ours.get(name, value)]
     advice = []
     if changes:
         advice.append(f"Build the model with ModelConfig({', '.join(changes)}).")

@@ -1,45 +1,75 @@
-"""Our own format: a folder with `model.safetensors` and `config.json`. Nothing in it can run code."""
+"""Our own format: a folder with `model.safetensors` and `config.json`. Nothing in it can run code.
+
+`config.json` is what the folder is recognised by. It names the builder, "package.module:function", so that a changed
+model reopens; reading it never imports code.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from m2f_lab.data import Classes
-from m2f_lab.model import Mask2Former, ModelConfig
+from m2f_lab.recipes import ModelConfig, Recipe
+from m2f_lab.references import reference_to
 from m2f_lab.weights.keymap import KeyMap, Rule
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-_FORMAT = "m2f_lab"
+_FORMAT, _VERSION = "m2f_lab", 2  # version 1 named neither version nor builder: there was one
 
-NATIVE = KeyMap(name="m2f_lab", signature="transformer_decoder.query_features", rules=(Rule("*", "*"),))
+NATIVE = KeyMap(name="m2f_lab", signature="", rules=(Rule("*", "*"),))
+
+Builder = Callable[[ModelConfig], nn.Module]
+"""Builds a model whose forward(images) returns an Output, with random or pretrained weights as the config says."""
 
 
-def save_weights(model: Mask2Former, folder: str | Path) -> Path:
-    """Save a model so that `load_model(folder)` rebuilds it: its weights, its configuration and its classes.
+def build_from(build: Builder, config: ModelConfig, classes: Classes | None = None) -> nn.Module:
+    """Build a model and note on it what `save_weights` saves: `config`, `builder` (its name) and `classes`.
 
-    Both files are written in full beside their destination before they take its place: whoever reads the folder,
-    even after a crash, finds the old files or the new ones, never half a file.
+    Raises:
+        ValueError: the builder returned no module, or cannot be found again by name.
+    """
+    builder = reference_to(build)
+    model = build(config)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{builder} returned a {type(model).__name__}; a builder returns a torch.nn.Module.")
+    model.config, model.builder, model.classes = config, builder, classes
+    return model
+
+
+def save_weights(model: nn.Module, folder: str | Path) -> Path:
+    """Save a model so that `load_model(folder)` rebuilds it: weights, configuration, builder and classes.
+
+    Both files are written in full beside their destination before they take its place: a reader of the folder finds
+    the old files or the new ones, even after a crash, never half a file.
+
+    Args:
+        model: any module. What `train` and `load_model` note on it is saved with the weights: `config`, `builder` and
+            `classes`. A model without a builder or a config is loaded by `load_weights` instead of `load_model`.
 
     Returns:
         The folder.
     """
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config, classes = getattr(model, "config", None), getattr(model, "classes", None)
     content = {
         "format": _FORMAT,
-        "model": asdict(model.config),
-        "classes": None if model.classes is None else _classes_to_json(model.classes),
+        "version": _VERSION,
+        "builder": getattr(model, "builder", None),
+        "model": None if config is None else asdict(config),
+        "classes": None if classes is None else classes.to_json(),
     }
     partial = {name: folder / f".{name}.partial-{os.getpid()}" for name in (WEIGHTS_FILE, CONFIG_FILE)}
     try:
-        save_file(tensors, partial[WEIGHTS_FILE], metadata={"format": "pt"})
+        save_file(_tensors(model), partial[WEIGHTS_FILE], metadata={"format": "pt"})
         partial[CONFIG_FILE].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for path in partial.values():
             _flush_to_disk(path)
@@ -55,13 +85,20 @@ def is_own_config(config: dict | None) -> bool:
     return config is not None and config.get("format") == _FORMAT
 
 
-def config_from_json(content: dict) -> ModelConfig:
-    """The configuration that `save_weights` wrote.
+def builder_from_json(content: dict) -> str | None:
+    """Name of the builder; None where the model was saved without."""
+    return content.get("builder") if "version" in content else Recipe.builder
+
+
+def config_from_json(content: dict) -> ModelConfig | None:
+    """Configuration that `save_weights` wrote; None where the model had none.
 
     Raises:
         ValueError: it has fields that this version does not know.
     """
     values = content["model"]
+    if values is None:
+        return None
     unknown = set(values) - {field.name for field in fields(ModelConfig)}
     if unknown:
         raise ValueError(f"ModelConfig has no field {sorted(unknown)}; was this folder written by another version?")
@@ -70,22 +107,16 @@ def config_from_json(content: dict) -> ModelConfig:
 
 def classes_from_json(content: dict) -> Classes | None:
     values = content.get("classes")
-    if values is None:
-        return None
-    return Classes(
-        names=tuple(values["names"]),
-        colors=tuple(tuple(color) for color in values["colors"]),
-        things=frozenset(values["things"]),
-    )
+    return None if values is None else Classes.from_json(values)
 
 
 def unseen_conflicts(content: dict, config: ModelConfig) -> list[str]:
-    """Choices that shapes do not show and that differ between a saved configuration and a model's."""
+    """List choices that shapes do not show and that differ between a saved configuration and a model's."""
     saved = config_from_json(content)
     return [
         f"{name} = {getattr(saved, name)} (the model has {getattr(config, name)})"
         for name in ("num_heads", "num_sampling_points")
-        if getattr(saved, name) != getattr(config, name)
+        if saved is not None and getattr(saved, name) != getattr(config, name)
     ]
 
 
@@ -94,12 +125,16 @@ def without_pretraining(config: ModelConfig) -> ModelConfig:
     return replace(config, backbone_weights=None)
 
 
-def _classes_to_json(classes: Classes) -> dict:
-    return {
-        "names": list(classes.names),
-        "colors": [list(map(int, color)) for color in classes.colors],
-        "things": sorted(classes.things),
-    }
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as safetensors takes it: contiguous, and no two names for one memory (tied weights)."""
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        tensors[name] = tensor.detach().cpu().contiguous()
+        memory = tensors[name].untyped_storage().data_ptr()
+        if memory in seen:
+            tensors[name] = tensors[name].clone()
+        seen.add(memory)
+    return tensors
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -6,7 +6,7 @@ arrays, numbers, text and containers of these, and refuse the rest:
 - torch's files are read with `torch.load(weights_only=True)`;
 - plain pickles (detectron2's model zoo) with an unpickler that knows arrays and containers only, see `pickles.py`.
 
-What a file is, is read from its first bytes and from its keys, never from its name.
+The kind of a file is read from its first bytes and from its keys, never from its name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _GIT_LFS = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file or a folder holds.
+    """Content of a file or a folder.
 
     Attributes:
         path: as it was given.
