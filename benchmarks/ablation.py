@@ -28,7 +28,7 @@ from benchmarks.training_step import our_step
 from m2f_lab import products
 from m2f_lab.model import deformable_attention, layers, pixel_decoder, swin
 from m2f_lab.training.loop import peak_memory
-from m2f_lab.training.memory import kept_memory
+from m2f_lab.training.planning.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
 WHOLE, GIVEN_BACK = "everything", "freed memory kept"
@@ -62,7 +62,7 @@ def measure(name: str, folder: Path, small: bool) -> dict:
     """A step without the idea, in this process, in turns: seconds of each step, MiB, and the loss after one step."""
     options = argparse.Namespace(device="cpu", small=small, folder=folder, precision="float32")
     losses = []
-    with WITHOUT.get(name, nullcontext)(), nullcontext() if name == GIVEN_BACK else kept_memory(CPU):
+    with WITHOUT.get(name, nullcontext)(), nullcontext() if name == GIVEN_BACK else keep_freed_memory(CPU):
         step = our_step(options)
         times = peers.times_in_turn(lambda: losses.append(step()), "cpu")
     with peers.turn():

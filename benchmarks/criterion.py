@@ -11,8 +11,8 @@ prediction. First, matched pairs, losses and gradients are compared at the same 
 so that their losses agree only within the noise of sampling (the table shows both).
 
 Each side runs in a process of its own: the median of seven runs after a first one, and the peak of all of them above
-what was there before. Ours keeps freed memory on a CPU, as `train` does (`m2f_lab.training.memory`); the published code
-does not, but the table shows it with memory kept, too. Appends to benchmarks/results/criterion.json.
+what was there before. Ours keeps freed memory on a CPU, as `train` does (`training.planning.memory`); the published
+code does not, but the table shows it with memory kept, too. Appends to benchmarks/results/criterion.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.report import Table
 from m2f_lab.loss import Criterion
 from m2f_lab.structures import MaskLogits, Output, Target
 from m2f_lab.training.loop import peak_memory
-from m2f_lab.training.memory import kept_memory
+from m2f_lab.training.planning.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def measure(name: str, size: Size, device: str, keep: bool) -> dict[str, float]:
         Problem(SMALL, device, name).step()()  # load libraries and start threads
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = peak_memory(torch_device)
-    with kept_memory(torch_device) if keep else nullcontext():
+    with keep_freed_memory(torch_device) if keep else nullcontext():
         seconds, loss = peers.median_seconds(run, device), run()
     return {"seconds": seconds, "extra": 1024 * (peak_memory(torch_device) - before), "loss": loss}
 

@@ -24,7 +24,7 @@ from benchmarks.report import Table
 from m2f_lab import recipes
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import Plan, plan
-from m2f_lab.training.planner import Probe, took_in_a_process
+from m2f_lab.training.planning.planner import Probe, took_in_a_process
 
 
 @dataclass(frozen=True)

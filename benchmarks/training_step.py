@@ -24,8 +24,8 @@ from m2f_lab.loss import Criterion
 from m2f_lab.recipes import OptimizationConfig
 from m2f_lab.structures import Target
 from m2f_lab.training.loop import peak_memory
-from m2f_lab.training.memory import kept_memory
 from m2f_lab.training.optimizer import build_optimizer, clipped_step
+from m2f_lab.training.planning.memory import keep_freed_memory
 
 NUM_IMAGES, NUM_SEGMENTS = {"cpu": 2, "cuda": 16}, 8
 
@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     is_ours = options.measure == OURS
     step = (our_step if is_ours else their_step)(options)
     device = torch.device(options.device)
-    with kept_memory(device) if is_ours else nullcontext():  # as `train` does
+    with keep_freed_memory(device) if is_ours else nullcontext():  # as `train` does
         times, peak = peers.times_in_turn(step, options.device), 1024 * peak_memory(device)
     return {"times": times, "peak": peak, "floor": peers.floor(step, options.precision, options.device)}
 

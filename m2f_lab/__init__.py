@@ -1,4 +1,4 @@
-"""m2f_lab: Mask2Former to read, trust, train and look into.
+"""m2f_lab: Mask2Former to read, trust, train, change and look into.
 
     from m2f_lab import build_model, evaluate, load_weights, recipes, train
 
@@ -6,24 +6,42 @@
     run = train(recipe, "data/ade20k", out="runs/tiny")
     prediction = run.model().predict("street.jpg")
 
+A changed model, loss or data set is a function of your own, handed in:
+
+    run = train(recipe, "data/ade20k", out="runs/changed", build=my_model, criterion=my_criterion)
+
 `QueryExplorer` needs Jupyter's widgets and is imported when it is first used; everything else runs without them.
 """
 
 from m2f_lab import recipes
+from m2f_lab.data import Dataset, open_dataset
 from m2f_lab.evaluation import evaluate
+from m2f_lab.inference import predict
+from m2f_lab.loss import Criterion
 from m2f_lab.model import Mask2Former, build_model
-from m2f_lab.recipes import ModelConfig
-from m2f_lab.training import train
-from m2f_lab.weights import load_weights
+from m2f_lab.recipes import ModelConfig, Recipe
+from m2f_lab.structures import Output
+from m2f_lab.training import Run, train
+from m2f_lab.weights import load_model, load_weights, save_pretrained, save_weights
 
 __all__ = [
+    "Criterion",
+    "Dataset",
     "Mask2Former",
     "ModelConfig",
+    "Output",
     "QueryExplorer",
+    "Recipe",
+    "Run",
     "build_model",
     "evaluate",
+    "load_model",
     "load_weights",
+    "open_dataset",
+    "predict",
     "recipes",
+    "save_pretrained",
+    "save_weights",
     "train",
 ]
 

@@ -1,6 +1,12 @@
-"""The command line: a thin layer over train, evaluate, plan and audit. Several GPUs:
+"""The command line, `m2f-lab` or `python -m m2f_lab`: a thin layer over train, evaluate, plan and audit.
+
+Several GPUs:
 
 torchrun --nproc_per_node 8 -m m2f_lab train ade20k_swin_tiny --data-root data/ADEChallengeData2016 --out runs/tiny
+
+A changed model, loss, recipe or data set is a function in a file of your own:
+
+m2f-lab train debug_tiny --build my_models.py:build --criterion my_losses.py:criterion --data-root … --out …
 """
 
 from __future__ import annotations
@@ -10,6 +16,7 @@ import difflib
 import inspect
 import json
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -19,15 +26,15 @@ import torch
 from m2f_lab import recipes
 from m2f_lab.data import audit, open_dataset
 from m2f_lab.evaluation import evaluate
-from m2f_lab.model import build_model
 from m2f_lab.recipes import Recipe
+from m2f_lab.references import reference_to, resolve, resolve_file
 from m2f_lab.training import ProgressBar, Run, plan, train
 from m2f_lab.training.step import autocast_dtype
-from m2f_lab.weights import load_weights
+from m2f_lab.weights import build_from, load_weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 where something is wrong, 130 where training was interrupted."""
+    """Run a command; return the exit status: 0, 1 after an error, 130 if training was interrupted."""
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -36,56 +43,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, FloatingPointError, MemoryError) as error:
         if options.traceback:
             raise
-        print(f"m2f_lab: {error}\n(--traceback shows where this comes from.)", file=sys.stderr)
+        print(f"m2f_lab: {error}\n(--traceback shows its origin.)", file=sys.stderr)
         return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m m2f_lab",
+        prog="m2f-lab",
         description="Plan, train, evaluate and check Mask2Former.",
         epilog="On several GPUs: torchrun --nproc_per_node 8 -m m2f_lab train …",
     )
-    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.add_argument("--traceback", action="store_true", help="show the origin of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    recipe_help = 'a recipe\'s name; "python -m m2f_lab recipes" lists them'
-
     command = commands.add_parser("train", help="train a recipe, or continue", description=cli_train.__doc__)
-    command.add_argument("recipe", metavar="RECIPE", help=recipe_help)
+    _add_recipe(command, trains=True)
     command.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="the data set's folder")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the run's folder")
     command.add_argument(
         "--resume", choices=("auto", "must", "never"), default="auto",
-        help="auto: continue where there is a checkpoint; must: insist on one; never: delete the run that is there",
+        help="auto: continue from a checkpoint if there is one; must: insist on one; never: delete the run",
     )  # fmt: skip
-    _add_set(command)
     command.set_defaults(run=cli_train)
 
-    command = commands.add_parser("plan", help="say what a training would take", description=cli_plan.__doc__)
-    command.add_argument("recipe", metavar="RECIPE", help=recipe_help)
+    command = commands.add_parser("plan", help="estimate memory and time", description=cli_plan.__doc__)
+    _add_recipe(command, trains=True)
     command.add_argument("--device", help="cpu, cuda, cuda:1, …; by default the GPU if there is one")
     command.add_argument("--gib", type=float, metavar="N", help="plan for so much memory instead of what is free now")
-    _add_set(command)
     command.set_defaults(run=cli_plan)
 
     command = commands.add_parser("evaluate", help="measure weights", description=cli_evaluate.__doc__)
     command.add_argument("weights", type=Path, metavar="RUN_OR_WEIGHTS", help="a run's folder, or a checkpoint")
-    command.add_argument("recipe", nargs="?", metavar="RECIPE", help=f"{recipe_help}; a run has its own")
+    _add_recipe(command, trains=False)
     command.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="the data set's folder")
     command.add_argument(
         "--precision", choices=("float32", "bfloat16", "float16", "auto"), default="float32",
         help="of the model, under autocast; auto: bfloat16 on GPUs that have it; masks and classes are combined in "
         "float32 in any case",
     )  # fmt: skip
-    _add_set(command)
     command.set_defaults(run=cli_evaluate)
 
     command = commands.add_parser("recipes", help="list the recipes", description=cli_recipes.__doc__)
     command.set_defaults(run=cli_recipes)
 
     command = commands.add_parser("audit", help="check a data set", description=cli_audit.__doc__)
-    command.add_argument("dataset", metavar="DATASET", choices=("ade20k", "cityscapes", "folder"),
-                         help="ade20k, cityscapes, or folder (ADE20K's layout with a classes.txt)")  # fmt: skip
+    command.add_argument(
+        "dataset", metavar="DATASET",
+        help="ade20k, cityscapes, folder (ADE20K's layout with a classes.txt), or file.py:function of your own",
+    )  # fmt: skip
     command.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="the data set's folder")
     command.add_argument("--split", choices=("train", "val"), default="train")
     command.add_argument("--limit", type=int, metavar="N", help="read N images only")
@@ -93,7 +97,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_set(command: argparse.ArgumentParser) -> None:
+def _add_recipe(command: argparse.ArgumentParser, trains: bool) -> None:
+    """Add the arguments that `chosen_recipe` reads."""
+    command.add_argument("recipe", nargs="?", metavar="RECIPE", help='a recipe\'s name; "m2f-lab recipes" lists them')
+    command.add_argument(
+        "--recipe", dest="recipe_file", metavar="FILE",
+        help="instead: file.py:function, which returns a Recipe, or a recipe.json",
+    )  # fmt: skip
+    command.set_defaults(criterion=None)
+    functions = {"build": "ModelConfig → model"} | ({"criterion": "Recipe → Criterion"} if trains else {})
+    for name, kind in functions.items():
+        command.add_argument(
+            f"--{name}", metavar="FILE.PY:FUNCTION",
+            help=f"a function of your own, {kind}; file.py:function or package.module:function",
+        )  # fmt: skip
     command.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="changes",
         help="change a field of the recipe, for example optimization.max_iterations=100; may be repeated",
@@ -101,30 +118,27 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 
 
 def cli_train(options: argparse.Namespace) -> int:
-    """Train a recipe. Where --out holds a checkpoint of the same recipe, continue there."""
-    recipe = changed(recipe_named(options.recipe), options.changes)
+    """Train a recipe. If --out holds a checkpoint of the same recipe, continue from it."""
+    recipe = chosen_recipe(options)
     run = train(recipe, options.data_root, options.out, callbacks=[ProgressBar()], resume=options.resume)
     return 0 if run.finished else 130
 
 
 def cli_plan(options: argparse.Namespace) -> int:
-    """Try out training steps for a few minutes: does a recipe fit, in how many parts, and how long will it take?"""
-    recipe = changed(recipe_named(options.recipe), options.changes)
-    print(plan(recipe, options.device, available=options.gib))
+    """Take training steps for a few minutes to estimate whether a recipe fits, in how many parts, and its time."""
+    print(plan(chosen_recipe(options), options.device, available=options.gib))
     return 0
 
 
 def cli_evaluate(options: argparse.Namespace) -> int:
     """Measure the best weights of a run, or any checkpoint that load_weights knows, on the validation images."""
-    is_run = (options.weights / "recipe.json").is_file()
-    if options.recipe is None and not is_run:
-        raise ValueError(f"{options.weights} is not a run, so its recipe must be named: evaluate WEIGHTS RECIPE.")
-    recipe = Run(options.weights).recipe if options.recipe is None else recipe_named(options.recipe)
-    recipe = changed(recipe, options.changes)
-    if is_run:
-        model = Run(options.weights).model()
+    run = Run(options.weights) if (options.weights / "recipe.json").is_file() else None
+    build = resolve_file(options.build) if options.build else None  # before a checkpoint is read that names it
+    recipe = chosen_recipe(options, run)
+    if run is not None:
+        model = run.model(build=build)
     else:
-        model = build_model(replace(recipe.model, backbone_weights=None))
+        model = build_from(build or resolve(recipe.builder), replace(recipe.model, backbone_weights=None))
         print(load_weights(model, options.weights))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = autocast_dtype(options.precision, device)
@@ -152,19 +166,57 @@ def cli_recipes(options: argparse.Namespace) -> int:
 
 def cli_audit(options: argparse.Namespace) -> int:
     """Read a data set's labels and report what would train wrongly; the exit status is 1 if there is anything."""
-    report = audit(open_dataset(options.dataset, options.data_root, options.split, strict=False), limit=options.limit)
+    name = reference_to(resolve_file(options.dataset)) if ":" in options.dataset else options.dataset
+    report = audit(open_dataset(name, options.data_root, options.split, strict=False), limit=options.limit)
     print(report)
     report.raise_if_wrong()
     return 0
 
 
 def recipe_functions() -> dict[str, Callable[[], Recipe]]:
-    """The functions of `m2f_lab.recipes` that make a recipe, by name."""
+    """Functions of `m2f_lab.recipes` that make a recipe without arguments, by name."""
     return {
         name: function
         for name, function in inspect.getmembers(recipes, inspect.isfunction)
-        if not name.startswith("_") and inspect.signature(function).return_annotation == "Recipe"
+        if not name.startswith("_")
+        and typing.get_type_hints(function).get("return") is Recipe
+        and all(p.default is not p.empty for p in inspect.signature(function).parameters.values())
     }
+
+
+def chosen_recipe(options: argparse.Namespace, run: Run | None = None) -> Recipe:
+    """The recipe that the command line names, with its changes.
+
+    Args:
+        options: RECIPE or --recipe, --build, --criterion and --set.
+        run: a run whose recipe is taken if none is named.
+
+    Raises:
+        ValueError: no recipe is named, or two are; or there is no such recipe, function or field.
+    """
+    if options.recipe and options.recipe_file:
+        raise ValueError(f"Name one recipe: either {options.recipe} or --recipe {options.recipe_file}.")
+    if options.recipe:
+        recipe = recipe_named(options.recipe)
+    elif options.recipe_file:
+        recipe = recipe_from_file(options.recipe_file)
+    elif run is not None:
+        recipe = run.recipe
+    else:
+        raise ValueError("Name a recipe: RECIPE, or --recipe file.py:function or recipe.json; only a run has its own.")
+    given = {"builder": options.build, "criterion": options.criterion}
+    recipe = recipe.vary(**{name: reference_to(resolve_file(text)) for name, text in given.items() if text})
+    return changed(recipe, options.changes)
+
+
+def recipe_from_file(name: str) -> Recipe:
+    """Read a recipe.json, or call a function "file.py:function" that returns a Recipe."""
+    if name.endswith(".json"):
+        return Recipe.load(name)
+    recipe = resolve_file(name)()
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"--recipe {name} returned a {type(recipe).__name__}, expected a Recipe.")
+    return recipe
 
 
 def recipe_named(name: str) -> Recipe:
@@ -177,14 +229,15 @@ def recipe_named(name: str) -> Recipe:
 
 
 def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
-    """The recipe with fields changed.
+    """Change fields of a recipe.
 
     Args:
-        changes: "field=value" or "part.field=value". Values are read as JSON where they are JSON
-            (3, 0.5, true, null, [96, 128]), else as they stand.
+        recipe: to start from.
+        changes: "field=value" or "part.field=value". Values are read as JSON if they are JSON (3, 0.5, true, null,
+            [96, 128]), else as text.
 
     Raises:
-        ValueError: there is no such field, or the value is of another kind than the recipe's own.
+        ValueError: there is no such field, or the value is of another type than the recipe's own.
     """
     for change in changes:
         path, sign, text = change.partition("=")
@@ -216,7 +269,7 @@ def _parsed(text: str):
 
 
 def _like(old, new, path: str):
-    """`new`, if it is of the same kind as `old`; lists become tuples, whole numbers floats where those are meant."""
+    """Return `new` if it has the type of `old`; lists become tuples and integers floats as needed."""
     if isinstance(old, tuple) and isinstance(new, list):
         return tuple(new)
     if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):

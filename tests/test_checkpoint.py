@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from m2f_lab.data import Classes
 from m2f_lab.model import build_model
 from m2f_lab.training import checkpoint
-from m2f_lab.training.checkpoint import Progress, replace_folder, settle_folder
+from m2f_lab.training.checkpoint import Progress, recover_folder, replace_folder
 from m2f_lab.training.optimizer import build_optimizer
 from m2f_lab.weights import load_model, load_weights
 from tests.toy_training import all_tensors, assert_same_tensors, toy_recipe
@@ -158,7 +158,7 @@ class TestReplaceFolder:
                     kills += 1
                 else:
                     break
-            is_there = settle_folder(folder)
+            is_there = recover_folder(folder)
             assert is_there == folder.exists()
             assert is_there or not there
             if is_there:
@@ -182,7 +182,7 @@ class TestReplaceFolder:
     def test_the_first_write_cut_short_leaves_nothing(self, tmp_path):
         (tmp_path / "last.new").mkdir()
         (tmp_path / "last.new" / "a").write_text("half")
-        assert not settle_folder(tmp_path / "last")
+        assert not recover_folder(tmp_path / "last")
         assert list(tmp_path.iterdir()) == []
 
 
@@ -198,6 +198,6 @@ def test_save_keeps_the_old_checkpoint_until_the_new_one_is_whole(tmp_path, monk
     monkeypatch.setattr(checkpoint, "save_file", dying)  # after the weights, before the optimiser
     with pytest.raises(Killed):
         checkpoint.save(tmp_path / "last", model, optimizer, no_scaler(), Progress(iteration=2))
-    assert settle_folder(tmp_path / "last")
+    assert recover_folder(tmp_path / "last")
     assert_same_tensors(all_tensors(tmp_path / "last"), before)
     assert json.loads((tmp_path / "last" / "training.json").read_text())["progress"]["iteration"] == 1

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from m2f_lab import recipes
-from m2f_lab.training import Plan, plan, planner
-from m2f_lab.training.planner import Probe, probed, took_in_a_process
+from m2f_lab.training import Plan, plan
+from m2f_lab.training.planning import planner
+from m2f_lab.training.planning.planner import Probe, probed, took_in_a_process
 from tests.toy_training import toy_recipe
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from m2f_lab.training import probe
+from m2f_lab.training.planning import probe
 from m2f_lab.training.step import Learner
 from tests.toy_training import toy_recipe
 
@@ -87,12 +87,12 @@ def test_all_steps_keep_memory_as_in_training(steps: list[tuple[int, int]], monk
     seen = []
 
     @contextmanager
-    def kept_memory(device: torch.device) -> Iterator[None]:
+    def keep_freed_memory(device: torch.device) -> Iterator[None]:
         seen.append((device, len(steps)))
         yield
         seen.append((device, len(steps)))
 
-    monkeypatch.setattr(probe, "kept_memory", kept_memory)
+    monkeypatch.setattr(probe, "keep_freed_memory", keep_freed_memory)
     probe.measure(toy_recipe(), CPU)
     assert len(steps) > 0
     assert seen == [(CPU, 0), (CPU, len(steps))]

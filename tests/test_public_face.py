@@ -24,8 +24,9 @@ HERE = Path(__file__).parents[1]
 class TestNames:
     def test_they_are_these(self):
         assert set(m2f_lab.__all__) == {
-            "Mask2Former", "ModelConfig", "build_model", "load_weights",
-            "recipes", "train", "evaluate", "QueryExplorer",
+            "Criterion", "Dataset", "Mask2Former", "ModelConfig", "Output", "QueryExplorer", "Recipe", "Run",
+            "build_model", "evaluate", "load_model", "load_weights", "open_dataset", "predict", "recipes",
+            "save_pretrained", "save_weights", "train",
         }  # fmt: skip
         assert all(hasattr(m2f_lab, name) for name in m2f_lab.__all__)
         assert set(m2f_lab.__all__) <= set(dir(m2f_lab))
@@ -204,7 +205,7 @@ class TestCommandLine:
         [
             (["train", "ade20k_swin_tinny", "--data-root", "x", "--out", "y"], "Did you mean ade20k_swin_tiny"),
             (["train", "debug_tiny", "--data-root", "nowhere", "--out", "y"], "no folder nowhere"),
-            (["evaluate", "nowhere", "--data-root", "x"], "its recipe must be named"),
+            (["evaluate", "nowhere", "--data-root", "x"], "Name a recipe"),
             (["evaluate", "nowhere", "debug_tiny", "--data-root", "x"], "nowhere"),
         ],
     )

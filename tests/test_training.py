@@ -16,7 +16,7 @@ from m2f_lab.data import DataError, open_dataset
 from m2f_lab.evaluation import evaluate, format_table
 from m2f_lab.scenes import write_cityscapes
 from m2f_lab.training import ProgressBar, Run, train
-from m2f_lab.training.distributed import Processes
+from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.run import append_row
 from m2f_lab.training.step import Learner, seed_everything
 from tests.toy_training import (
@@ -246,7 +246,7 @@ class TestErrors:
     def test_a_batch_that_cannot_be_shared(self, root, tmp_path, monkeypatch):
         dataset = open_dataset("folder", root, "train")
         with pytest.raises(ValueError, match=r"batch of 6 images cannot be shared by 4 processes.*multiple of 12"):
-            loop.check_fit(toy_recipe(batch_size=6, accumulation_steps=3), dataset, Processes(0, 4, CPU))
+            loop.check_fit(toy_recipe(batch_size=6, accumulation_steps=3), dataset, DistributedContext(0, 4, CPU))
 
 
 @pytest.mark.slow

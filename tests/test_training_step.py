@@ -15,7 +15,7 @@ from m2f_lab.loss import Criterion
 from m2f_lab.model import build_model
 from m2f_lab.structures import Target
 from m2f_lab.training import Run, train
-from m2f_lab.training.distributed import Processes
+from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.optimizer import build_optimizer
 from m2f_lab.training.step import Learner, Share, autocast_dtype, gradient_shares, split
 from tests.toy_training import (
@@ -27,7 +27,7 @@ from tests.toy_training import (
 )
 
 CPU = torch.device("cpu")
-ALONE = Processes(rank=0, size=1, device=CPU)
+ALONE = DistributedContext(rank=0, size=1, device=CPU)
 
 
 class TestPrecision:

@@ -1,8 +1,8 @@
-"""How a run reports: the protocol of callbacks, and a progress bar.
+"""Reports on a run: the protocol of callbacks, and a progress bar.
 
 A callback is any object with these four methods. They are called between steps, in the process that writes the files,
-after the files are written: whatever a callback reads from `run` is complete. Between steps `run.current_model` is the
-model itself; `run.current_model.predict(image)` leaves it, and what follows, as it was. An exception from a callback
+after the files are written: all that a callback reads from `run` is complete. Between steps `run.current_model` is the
+model itself; predicting with it leaves it, and the steps that follow, as they were. An exception from a callback
 ends the training; KeyboardInterrupt interrupts it like Ctrl-C.
 """
 
@@ -15,14 +15,14 @@ from m2f_lab.training.run import METRIC, Run
 
 class Callback(Protocol):
     def on_start(self, run: Run) -> None:
-        """Before the first step of this session; `run.iteration` is where it starts."""
+        """Before the first step of this session; it starts at `run.iteration`."""
 
     def on_step(self, row: dict) -> None:
         """After every optimiser step.
 
         Args:
             row: "kind" ("step"), "iteration" (steps taken so far), "loss" (the weighted sum that is minimised), every
-                term of it ("0.class", "0.mask", "0.dice", "1.class", …, unweighted), "learning_rate" (of the
+                term of the criterion by prediction ("0.class", "0.mask", …, unweighted), "learning_rate" (of the
                 decoders), "gradient_norm" (before clipping; None where float16 overflowed and the step was skipped),
                 "images_per_second" (over the last steps), "seconds" (of training so far) and "memory_gib" (the peak:
                 of the GPU, or of the process on a CPU). Every `log_every`-th row goes to `metrics.jsonl`.
@@ -40,7 +40,7 @@ class Callback(Protocol):
 
 
 class ProgressBar:
-    """One line that moves, in a terminal as in a notebook, and one printed line in the end."""
+    """A tqdm progress bar and a one-line summary."""
 
     def on_start(self, run: Run) -> None:
         from tqdm.auto import tqdm  # it looks for Jupyter's widgets, which only a notebook has
@@ -64,7 +64,7 @@ class ProgressBar:
 
 
 def summary(run: Run) -> str:
-    """One sentence: how far a run is, how long it took, and how good its best weights are."""
+    """One sentence on a run: iterations, time, and its best evaluation."""
     recipe, steps, best = run.recipe, run.steps, run.best
     text = f"{recipe.name}: {run.iteration} of {recipe.optimization.max_iterations} iterations"
     if steps:

@@ -24,14 +24,15 @@ from m2f_lab.weights import load_weights, save_weights
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         iteration: optimiser steps taken; also the number of the next batch, and with the seed all random numbers.
-        seconds: spent training, over all sessions.
+        seconds: of training, over all sessions.
         num_rows: rows written to `metrics.jsonl`.
         evaluated: the iteration of the last evaluation.
         best: the row of the best evaluation.
+        terms: names of the criterion's terms; None in checkpoints that did not note them.
     """
 
     iteration: int = 0
@@ -39,6 +40,7 @@ class Progress:
     num_rows: int = 0
     evaluated: int = 0
     best: dict | None = None
+    terms: list[str] | None = None
 
 
 def save(
@@ -91,7 +93,7 @@ def _restore_optimizer(
         if name not in parameters:
             raise ValueError(
                 f"{folder / 'training.safetensors'} holds the optimiser's state of {name!r}, but the model has "
-                "no such parameter. The checkpoint was written by another version; start anew in another folder."
+                "no such parameter. The checkpoint was written by another version; start over in another folder."
             )
         parameter = parameters[name]
         if saved.ndim == 0:  # the step count
@@ -106,11 +108,11 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
     Args:
         folder: the folder; it may be absent.
-        write: fills the new folder it is given.
+        write: fills the new, empty folder that it is given.
     """
     folder = Path(folder)
     new, old = _siblings(folder)
-    settle_folder(folder)
+    recover_folder(folder)
     new.mkdir(parents=True)
     write(new)
     if folder.exists():
@@ -119,8 +121,8 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def settle_folder(folder: Path) -> bool:
-    """Undo a replacement that was cut short; returns whether the folder is there now."""
+def recover_folder(folder: Path) -> bool:
+    """Undo a replacement that was cut short; return True if the folder is there now."""
     new, old = _siblings(folder)
     if old.exists() and not folder.exists():
         os.replace(old, folder)

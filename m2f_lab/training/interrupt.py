@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def finish_first() -> Iterator[None]:
-    """Put off an interrupt until this block is complete, then raise KeyboardInterrupt.
+def defer_interrupt() -> Iterator[None]:
+    """Defer an interrupt until this block is complete, then raise KeyboardInterrupt.
 
-    An optimiser step that is torn in the middle has updated some of the weights and not the others. Whoever cannot
-    wait interrupts a second time: that is raised at once.
+    An optimiser step that stops in the middle has updated some of the weights and not the others. A second interrupt
+    is raised at once.
     """
     if threading.current_thread() is not threading.main_thread():  # no other thread is ever interrupted
         yield

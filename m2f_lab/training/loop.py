@@ -15,78 +15,88 @@ import gc
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from m2f_lab.data import Batch, Dataset, open_dataset, training_batches
+from m2f_lab.data import Batch, Classes, Dataset, open_dataset, training_batches
 from m2f_lab.evaluation import evaluate
 from m2f_lab.loss import Criterion
-from m2f_lab.model import Mask2Former, build_model
 from m2f_lab.recipes import Recipe
+from m2f_lab.references import reference_to, resolve
 from m2f_lab.training import checkpoint
 from m2f_lab.training.callbacks import Callback
 from m2f_lab.training.checkpoint import Progress
-from m2f_lab.training.distributed import Processes, processes
-from m2f_lab.training.interrupt import finish_first
-from m2f_lab.training.memory import kept_memory
+from m2f_lab.training.distributed import DistributedContext, distributed_context
+from m2f_lab.training.interrupt import defer_interrupt
 from m2f_lab.training.optimizer import build_optimizer
+from m2f_lab.training.planning.memory import keep_freed_memory
 from m2f_lab.training.run import METRIC, Run, append_row, keep_rows, open_run
 from m2f_lab.training.step import Learner, autocast_dtype, seed_everything
-from m2f_lab.weights import save_weights
+from m2f_lab.weights import Builder, build_from, save_weights
 
 
 def train(
     recipe: Recipe,
-    data_root: str | Path,
+    data: str | Path | Mapping[str, Dataset],
     out: str | Path,
     callbacks: Sequence[Callback] = (),
     resume: str = "auto",
+    *,
+    build: Builder | None = None,
+    criterion: Callable[[Recipe], Criterion] | None = None,
 ) -> Run:
     """Train a model, on the GPU if there is one, on several under `torchrun`.
 
-    An interrupt (Ctrl-C, or the notebook's stop button) lets the step at hand finish, writes a checkpoint, frees the
+    An interrupt (Ctrl-C, or the notebook's stop button) lets the current step finish, writes a checkpoint, frees the
     GPU and returns the unfinished run. The same call continues it.
 
     Args:
         recipe: everything that decides what the run does.
-        data_root: the data set's folder.
-        out: the run's folder; `m2f_lab.training.run` says what it holds.
-        callbacks: what reports on the run; see `m2f_lab.training.callbacks`.
-        resume: "auto" continues where `out` holds a checkpoint of this recipe, else starts; "must" insists on a
-            checkpoint; "never" deletes the run that is there.
+        data: the data set's folder, or two data sets, {"train": Dataset, "val": Dataset}.
+        out: the run's folder; `m2f_lab.training.run` describes its files.
+        callbacks: objects that report on the run; see `m2f_lab.training.callbacks`.
+        resume: "auto" continues from a checkpoint of this recipe in `out` if there is one; "must" insists on one;
+            "never" deletes the run that is there.
+        build: ModelConfig → module whose forward(images) or forward(images, targets) returns an Output; replaces the
+            recipe's builder, and is recorded under its name, so that the run can be reopened.
+        criterion: Recipe → Criterion; replaces the recipe's, and is recorded alike.
 
     Returns:
         The run, with its metrics and its weights.
 
     Raises:
-        ValueError: `out` holds a run of another recipe, or data, recipe and processes do not fit together.
+        ValueError: `out` holds a run of another recipe, builder or criterion; or data, recipe and processes do not fit
+            together.
         FileNotFoundError: data are missing, or a checkpoint that must be there.
         FloatingPointError: a loss or the gradient is not finite; names the iteration and the images.
     """
     run = Run(out)
-    with processes() as world, kept_memory(world.device):
-        dataset = open_dataset(recipe.data.dataset, data_root, "train")
-        open_dataset(recipe.data.dataset, data_root, "val")  # what is missing is to be said now, not hours later
-        check_fit(recipe, dataset, world)
-        if world.is_first:
+    build = build or resolve(recipe.builder)
+    criterion = criterion or resolve(recipe.criterion)
+    recipe = recipe.vary(builder=reference_to(build), criterion=reference_to(criterion))
+    with distributed_context() as world, keep_freed_memory(world.device):
+        train_set, val_set = open_splits(recipe, data)  # missing validation data raise now, not hours later
+        check_fit(recipe, train_set, world)
+        check_fit(recipe, val_set, world)
+        if world.is_main:
             open_run(run.path, recipe, resume)  # only now: "never" deletes
-        world.wait()
-        session = Session(recipe, dataset, run, callbacks if world.is_first else (), world)
-        session.tell("on_start", run)
+        world.barrier()
+        session = Session(recipe, train_set, val_set, run, callbacks if world.is_main else (), world)
+        session.notify("on_start", run)
         run.current_model = session.model
         try:
-            session.evaluate_and_save()  # what was due when the run was interrupted
+            session.evaluate_and_save()  # due when the run was interrupted
             for batch in session.batches():
                 session.step(batch)
                 session.evaluate_and_save()
         except KeyboardInterrupt:
             session.save_after_interrupt()
         finally:
-            run.current_model = None  # whoever keeps the run does not keep a GPU's memory
-        session.tell("on_end", run)
+            run.current_model = None  # holding a Run must not pin GPU memory
+        session.notify("on_end", run)
         del session
         gc.collect()
         if world.device.type == "cuda":
@@ -98,45 +108,66 @@ class Session:
     """A run while it is trained.
 
     Attributes:
+        model: in training.
+        criterion: built by the recipe's criterion function.
         learner: takes the steps.
-        model: what it trains.
-        progress: how far it is; goes into every checkpoint, as do the model and the optimiser.
+        progress: goes into every checkpoint, as do the model and the optimiser.
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, run: Run, callbacks: Sequence[Callback], world: Processes
+        self,
+        recipe: Recipe,
+        train_set: Dataset,
+        val_set: Dataset,
+        run: Run,
+        callbacks: Sequence[Callback],
+        world: DistributedContext,
     ) -> None:
-        self.recipe, self.config, self.dataset = recipe, recipe.optimization, dataset
+        self.recipe, self.config = recipe, recipe.optimization
+        self.train_set, self.val_set = train_set, val_set
         self.run, self.callbacks, self.world = run, callbacks, world
-        self.model = model_to_train(recipe, world.device)
-        self.model.classes = dataset.classes
+        self.model = model_to_train(recipe, world.device, train_set.classes)
+        self.criterion = resolve(recipe.criterion)(recipe)
         self.optimizer = build_optimizer(self.model, self.config)
         precision = autocast_dtype(self.config.precision, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == torch.float16)
-        self.progress = Progress()
-        if run.checkpoint("last").is_dir():
-            self.progress = checkpoint.load(run.checkpoint("last"), self.model, self.optimizer, self.scaler)
+        self.progress = self._load_progress()
         self.learner = Learner(
             recipe=recipe,
-            model=world.share(self.model),
-            criterion=Criterion(recipe.model.num_classes, **asdict(recipe.loss)),
+            model=world.wrap_ddp(self.model),
+            criterion=self.criterion,
             optimizer=self.optimizer,
             scaler=self.scaler,
             precision=precision,
             world=world,
         )
         self.rows = run.path / "metrics.jsonl"
-        if world.is_first:
+        if world.is_main:
             keep_rows(self.rows, self.progress.num_rows)
         self.saved = self.progress.iteration
-        self.torn = False  # whether some weights are updated and others not
+        self.step_in_progress = False  # True while some weights are updated and others not
         self.durations: deque[float] = deque(maxlen=20)  # of the last steps, in seconds
         self.clock = time.perf_counter()
 
+    def _load_progress(self) -> Progress:
+        """Continue from the last checkpoint, if there is one."""
+        terms, last = list(self.criterion.term_names), self.run.checkpoint("last")
+        if not last.is_dir():
+            return Progress(terms=terms)
+        progress = checkpoint.load(last, self.model, self.optimizer, self.scaler)
+        if progress.terms not in (None, terms):
+            raise ValueError(
+                f"{self.run.path} was trained with the loss terms {', '.join(progress.terms)}; {self.recipe.criterion} "
+                f"now gives {', '.join(terms)}. Choose another folder, restore the criterion, or start over with "
+                'resume="never", which deletes the run that is there.'
+            )
+        progress.terms = terms
+        return progress
+
     def batches(self) -> Iterator[Batch]:
-        """The batches from here to the end; this process's share of them."""
+        """This process's share of the batches from here to the end."""
         return training_batches(
-            self.dataset,
+            self.train_set,
             self.recipe.data,
             batch_size=self.config.batch_size,
             seed=self.recipe.seed,
@@ -148,9 +179,9 @@ class Session:
         )
 
     def step(self, batch: Batch) -> None:
-        """Take one optimiser step and report it. An interrupt waits until it is whole."""
-        with finish_first():
-            self.torn = True
+        """Take one optimiser step and report it. An interrupt waits until it is complete."""
+        with defer_interrupt():
+            self.step_in_progress = True
             losses = self.learner.step(batch, self.progress.iteration)
             self.durations.append(time.perf_counter() - self.clock)
             self.progress.iteration += 1
@@ -161,84 +192,106 @@ class Session:
             row["memory_gib"] = peak_memory(self.world.device)
             if self._is_due(self.config.log_every):
                 self._write(row)
-            self.torn = False
-        self.tell("on_step", row)
+            self.step_in_progress = False
+        self.notify("on_step", row)
         self.clock = time.perf_counter()
 
     def evaluate_and_save(self) -> None:
-        """Evaluate and write a checkpoint, where it is time to."""
+        """Evaluate and write a checkpoint, if they are due."""
         if self._is_due(self.config.evaluate_every, done=self.progress.evaluated):
             try:
                 figures = evaluate(
-                    self.model, self.recipe, self.dataset.root, rank=self.world.rank, world_size=self.world.size
+                    self.model, self.recipe, self.val_set, rank=self.world.rank, world_size=self.world.size
                 )
-            except Exception:  # say, a label that cannot be read: it costs no step
+            except Exception:  # a label that cannot be read, for example, costs no step
                 self._save()
                 raise
             row = {"kind": "evaluation", "iteration": self.progress.iteration} | figures
-            with finish_first():
+            with defer_interrupt():
                 best = self.progress.best
                 if best is None or row[METRIC] > best[METRIC]:
                     self.progress.best = {"iteration": row["iteration"], METRIC: row[METRIC]}
-                    if self.world.is_first:
+                    if self.world.is_main:
                         checkpoint.replace_folder(
                             self.run.checkpoint("best"), lambda new: save_weights(self.model, new)
                         )
                 self.progress.evaluated = self.progress.iteration
                 self._write(row)
-            self.tell("on_evaluation", row)
+            self.notify("on_evaluation", row)
         if self._is_due(self.config.checkpoint_every, done=self.saved):
             self._save()
         self.clock = time.perf_counter()
 
     def save_after_interrupt(self) -> None:
-        """Keep what was reached, unless a second interrupt tore a step."""
-        if not self.torn and self.progress.iteration > 0:
+        """Write a checkpoint, unless a second interrupt stopped a step in the middle."""
+        if not self.step_in_progress and self.progress.iteration > 0:
             self._save()
-        if self.world.is_first:
+        if self.world.is_main:
             reached = self.run.iteration
             found = f"a checkpoint at iteration {reached}" if reached else "no checkpoint"
             print(f"Interrupted. {self.run.path} holds {found}; the same call goes on from there.")
 
-    def tell(self, event: str, subject: Run | dict) -> None:
+    def notify(self, event: str, subject: Run | dict) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(subject)
 
     def _is_due(self, every: int, done: int = 0) -> bool:
-        """Whether what happens every so many iterations, and in the end, happens now; `done` is when it last did."""
+        """True every `every` iterations and at the end, unless already done at `done`."""
         iteration = self.progress.iteration
         return iteration > done and (iteration == self.config.max_iterations or iteration % every == 0)
 
     def _write(self, row: dict) -> None:
-        if self.world.is_first:
+        if self.world.is_main:
             append_row(self.rows, row)
         self.progress.num_rows += 1
 
     def _save(self) -> None:
-        if self.world.is_first:
+        if self.world.is_main:
             folder = self.run.checkpoint("last")
             checkpoint.save(folder, self.model, self.optimizer, self.scaler, self.progress)
         self.saved = self.progress.iteration
 
 
-def model_to_train(recipe: Recipe, device: torch.device) -> Mask2Former:
-    """The recipe's model at its beginning, as it is trained on this device."""
+def open_splits(recipe: Recipe, data: str | Path | Mapping[str, Dataset]) -> tuple[Dataset, Dataset]:
+    """Open the training and the validation split, or take them as they were given."""
+    if isinstance(data, str | Path):
+        return tuple(open_dataset(recipe.data.dataset, data, split) for split in ("train", "val"))
+    if not isinstance(data, Mapping) or set(data) != {"train", "val"}:
+        raise ValueError(
+            f'data must be a folder or {{"train": Dataset, "val": Dataset}}, got {type(data).__name__}'
+            + (f" with {sorted(data)}." if isinstance(data, Mapping) else ".")
+        )
+    return data["train"], data["val"]
+
+
+def model_to_train(recipe: Recipe, device: torch.device, classes: Classes | None = None) -> nn.Module:
+    """Build the recipe's model at its beginning, as it is trained on this device.
+
+    Raises:
+        ValueError: the recipe wants the backbone checkpointed, but the model cannot.
+    """
     seed_everything(recipe.seed)
-    model = build_model(recipe.model).to(device)
+    model = build_from(resolve(recipe.builder), recipe.model, classes).to(device)
     if recipe.optimization.checkpoint_backbone:
-        model.backbone.recompute()
+        recompute = getattr(getattr(model, "backbone", None), "recompute", None)
+        if recompute is None:
+            raise ValueError(
+                f"optimization.checkpoint_backbone calls model.backbone.recompute(), but the {type(model).__name__} "
+                f"that {recipe.builder} builds has none. Set it to False, or give the backbone this method."
+            )
+        recompute()
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)  # convolutions in mixed precision run faster
     return model
 
 
-def check_fit(recipe: Recipe, dataset: Dataset, world: Processes) -> None:
+def check_fit(recipe: Recipe, dataset: Dataset, world: DistributedContext) -> None:
     """Raise a ValueError if the data set, the recipe and the processes do not fit together."""
     num_classes = len(dataset.classes)
     if num_classes != recipe.model.num_classes:
         raise ValueError(
-            f"The data set {dataset.name!r} in {dataset.root} has {num_classes} classes, the model of the recipe "
-            f"{recipe.name!r} {recipe.model.num_classes}. Say recipe.vary(model=dict(num_classes={num_classes}))."
+            f"The data set {dataset} has {num_classes} classes, the model of the recipe {recipe.name!r} "
+            f"{recipe.model.num_classes}. Use recipe.vary(model=dict(num_classes={num_classes}))."
         )
     parts = recipe.optimization.accumulation_steps * world.size
     if recipe.optimization.batch_size % parts:
@@ -249,7 +302,7 @@ def check_fit(recipe: Recipe, dataset: Dataset, world: Processes) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory that was in use so far, in GiB: of the GPU, or of this process on a CPU."""
+    """Peak of the memory in use so far, in GiB: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     status = Path("/proc/self/status")

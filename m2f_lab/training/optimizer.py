@@ -17,21 +17,25 @@ _EMBEDDINGS = (
 
 
 def is_decayed(module: nn.Module, name: str) -> bool:
-    """Whether weight decay pulls on a parameter that `module` holds under `name`.
+    """True if weight decay pulls on a parameter that `module` holds under `name`.
 
-    Biases are decayed, as in the published code. Norms of any kind and embeddings of any kind are not: pulling a
-    scale or a position towards zero regularises nothing. (The published code decays one embedding by oversight, the
-    pixel decoder's level embedding; here all embeddings are treated alike.)
+    Weights and biases are decayed, as in the published code, and so are parameters of a kind that is not known here.
+    Norms and embeddings of any kind are not: pulling a scale or a position towards zero regularises nothing. (The
+    published code decays one embedding by oversight, the pixel decoder's level embedding; here all embeddings are
+    treated alike.) A module of your own names its embeddings as timm's modules do: its method `no_weight_decay()`
+    returns their names.
     """
     is_norm = "norm" in type(module).__name__.lower()  # timm has norms of its own that share no base class
-    return not (is_norm or isinstance(module, nn.Embedding) or name in _EMBEDDINGS)
+    exempt = getattr(module, "no_weight_decay", frozenset)()
+    return not (is_norm or isinstance(module, nn.Embedding) or name in _EMBEDDINGS or name in exempt)
 
 
 def named_groups(model: nn.Module) -> dict[str, list[str]]:
-    """The names of all trainable parameters, by group: where they are, and whether they are decayed.
+    """Group the names of all trainable parameters: backbone or not, decayed or not.
 
     Args:
-        model: a model whose backbone is called `backbone`.
+        model: any module. Its backbone is the attribute `backbone`; a model without one has none, and learns at the
+            full rate.
 
     Returns:
         "backbone", "backbone, not decayed", "decoders" and "decoders, not decayed"; a parameter that two modules share
@@ -45,7 +49,7 @@ def named_groups(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(full name, the module that holds it, its name there) of every trainable parameter, each once."""
+    """Yield (full name, the module that holds it, its name there) of every trainable parameter, each once."""
     seen = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -72,7 +76,7 @@ def build_optimizer(model: nn.Module, config: OptimizationConfig) -> torch.optim
 
 
 def learning_rate_factor(iteration: int, config: OptimizationConfig) -> float:
-    """What the learning rates are multiplied by in a step.
+    """Factor of the learning rates in a step.
 
     Args:
         iteration: steps taken before this one, 0…max_iterations - 1.
@@ -85,7 +89,7 @@ def learning_rate_factor(iteration: int, config: OptimizationConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, iteration: int, config: OptimizationConfig) -> float:
-    """Set the learning rates of step `iteration`; returns the decoders'."""
+    """Set the learning rates of step `iteration`; return that of the decoders."""
     factor = learning_rate_factor(iteration, config)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor

@@ -1,8 +1,8 @@
-"""A run on disk: what was trained, how it went, and the weights.
+"""A run on disk: its recipe, its metrics and its weights.
 
 recipe.json          the recipe, complete
 metrics.jsonl        one JSON object per line: rows of kind "step" and of kind "evaluation"
-checkpoints/last/    what a run continues from
+checkpoints/last/    weights and optimiser, to continue from
 checkpoints/best/    the weights of the best evaluation
 """
 
@@ -14,13 +14,14 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from m2f_lab.model import Mask2Former
+from torch import nn
+
 from m2f_lab.recipes import Recipe
-from m2f_lab.training.checkpoint import settle_folder
-from m2f_lab.weights import load_model
+from m2f_lab.training.checkpoint import recover_folder
+from m2f_lab.weights import Builder, load_model
 
 METRIC = "mIoU"
-"""What the best evaluation is chosen by."""
+"""The figure that the best evaluation is chosen by."""
 
 # Fields that may change when a run continues: none of them reaches the weights.
 _FREE = {
@@ -41,7 +42,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self.current_model: Mask2Former | None = None
+        self.current_model: nn.Module | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.recipe.name}, {self.iteration} of {self.recipe.optimization.max_iterations} iterations)"
@@ -75,11 +76,11 @@ class Run:
     def best(self) -> dict | None:
         """The evaluation with the highest mIoU, whose weights are kept; None before the first that has one."""
         measured = [row for row in self.evaluations if row[METRIC] is not None]
-        return max(measured, key=lambda row: row[METRIC], default=None)  # the first of equals
+        return max(measured, key=lambda row: row[METRIC], default=None)  # the first of several
 
     @property
     def iteration(self) -> int:
-        """Steps taken, as far as a checkpoint holds them."""
+        """Steps that the last checkpoint holds."""
         file = self.checkpoint("last") / "training.json"
         return json.loads(file.read_text())["progress"]["iteration"] if file.is_file() else 0
 
@@ -91,25 +92,27 @@ class Run:
         """The folder of the "best" or "last" weights; `load_weights` reads it."""
         return self.path / "checkpoints" / which
 
-    def model(self, which: str = "best") -> Mask2Former:
-        """The trained model, in evaluation mode on the CPU.
+    def model(self, which: str = "best", build: Builder | None = None) -> nn.Module:
+        """Load the trained model, in evaluation mode on the CPU.
 
         Args:
-            which: "best" or "last". "best" is "last" where nothing was evaluated yet.
+            which: "best" or "last". "best" is "last" before the first evaluation.
+            build: the builder that the run was trained with; needed where its module is not imported yet.
 
         Raises:
             FileNotFoundError: the run has no checkpoint yet.
+            ValueError: the builder is missing.
         """
         if which not in ("best", "last"):
             raise ValueError(f'which must be "best" or "last", got {which!r}.')
         folder = next((f for f in (self.checkpoint(which), self.checkpoint("last")) if f.is_dir()), None)
         if folder is None:
             raise FileNotFoundError(f"{self.path} has no checkpoint yet; train(...) writes the first one.")
-        return load_model(folder)
+        return load_model(folder, build)
 
 
 def read_rows(file: Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a last line that is still being written is left out.
+    """Read the rows of a `metrics.jsonl`; a last line that is still being written is left out.
 
     Raises:
         ValueError: a complete line is not JSON.
@@ -122,7 +125,7 @@ def read_rows(file: Path) -> list[dict]:
 
 
 def parse_row(line: bytes, number: int, file: Path) -> dict:
-    """One row of a `metrics.jsonl`; `number` is its line's, from 1.
+    """Parse one row of a `metrics.jsonl`; `number` is its line's, from 1.
 
     Raises:
         ValueError: it is not JSON.
@@ -153,12 +156,12 @@ def open_run(path: Path, recipe: Recipe, resume: str) -> None:
 
     Args:
         path: the run's folder; it may be absent.
-        recipe: what will be trained.
-        resume: "auto" continues where there is a checkpoint, "must" insists on one, "never" deletes the run that is
-            there and starts anew.
+        recipe: to be trained.
+        resume: "auto" continues from a checkpoint if there is one, "must" insists on one, "never" deletes the run that
+            is there and starts over.
 
     Raises:
-        ValueError: the folder holds a run of another recipe.
+        ValueError: the folder holds a run of another recipe; the message names the fields.
         FileNotFoundError: "must", but there is no checkpoint.
     """
     if resume not in ("auto", "must", "never"):
@@ -166,11 +169,11 @@ def open_run(path: Path, recipe: Recipe, resume: str) -> None:
     if resume == "never":
         shutil.rmtree(path / "checkpoints", ignore_errors=True)
         (path / "metrics.jsonl").unlink(missing_ok=True)
-    checkpoints = {which: settle_folder(path / "checkpoints" / which) for which in ("last", "best")}
+    checkpoints = {which: recover_folder(path / "checkpoints" / which) for which in ("last", "best")}
     if resume == "must" and not checkpoints["last"]:
         raise FileNotFoundError(
             f"{path / 'checkpoints' / 'last'} does not exist: there is nothing to continue. "
-            'resume="auto" starts anew then.'
+            'resume="auto" starts from the beginning then.'
         )
     if any(checkpoints.values()):
         _check_same_recipe(path, recipe)
@@ -180,8 +183,8 @@ def open_run(path: Path, recipe: Recipe, resume: str) -> None:
 
 
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:
-    there = _flat(json.loads((path / "recipe.json").read_text()))
-    here = _flat(json.loads(json.dumps(asdict(recipe))))
+    # Fields that are newer than the file have their defaults on both sides.
+    there, here = (_flat(json.loads(json.dumps(asdict(each)))) for each in (Recipe.load(path / "recipe.json"), recipe))
     fields = [f for f in sorted(there.keys() | here.keys()) if there.get(f) != here.get(f) and f not in _FREE]
     if fields:
         lines = "\n".join(f"  {field}: {there.get(field)} there, {here.get(field)} here" for field in fields)

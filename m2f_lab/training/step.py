@@ -19,7 +19,7 @@ from m2f_lab.data import Batch
 from m2f_lab.loss import Criterion
 from m2f_lab.recipes import Recipe
 from m2f_lab.structures import Target
-from m2f_lab.training.distributed import Processes
+from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.optimizer import clipped_step, set_learning_rate
 
 
@@ -28,7 +28,7 @@ class Learner:
     """What a step needs.
 
     Attributes:
-        model: the model, wrapped by `Processes.share` where there are several processes.
+        model: the model, wrapped by `DistributedContext.wrap_ddp` where there are several processes.
         precision: of the forward and backward pass; the losses are computed in float32 in any case.
     """
 
@@ -38,7 +38,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     precision: torch.dtype
-    world: Processes
+    world: DistributedContext
 
     def step(self, batch: Batch, iteration: int) -> dict[str, float | None]:
         """Take one optimiser step.
@@ -101,7 +101,7 @@ class Share:
 
 
 def gradient_shares(
-    parts: Sequence[Sequence[Target]], num_queries: int, no_object_weight: float, world: Processes
+    parts: Sequence[Sequence[Target]], num_queries: int, no_object_weight: float, world: DistributedContext
 ) -> list[Share]:
     """Weights that make parts and processes add up to the gradient of the whole batch.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from m2f_lab.data import Classes
-from m2f_lab.training.checkpoint import replace_folder, settle_folder
+from m2f_lab.training.checkpoint import recover_folder, replace_folder
 
 FORMAT = 1
 SIZE_BINS = 256
@@ -183,7 +183,7 @@ class Biographies:
             ValueError: they were written by another version.
         """
         folder = Path(folder).expanduser()
-        settle_folder(folder)
+        recover_folder(folder)
         file = folder / "biographies.json"
         if not file.is_file():
             raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Will it fit, and how long will it take? Find out within minutes, before a run of two days.
+"""Memory and time of a training, estimated within minutes, before a run of two days.
 
     >>> print(plan(recipes.ade20k_swin_tiny()))
 
@@ -35,10 +35,10 @@ _FEWEST_PROBES = 3  # but in any case four images: one image's products are slow
 
 @dataclass(frozen=True)
 class Probe:
-    """What a training step on so many images at once took.
+    """Memory and time of a training step on so many images at once.
 
     Attributes:
-        images: how many
+        images: number of images
         gib: the peak of the memory in GiB; of the process, or of the GPU
         seconds: per step
         half_seconds: per step on half of it (of the parts, or of the images, rounded down), measured in turn with the
@@ -53,14 +53,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train a recipe on a device.
+    """A way to train a recipe on a device.
 
     Attributes:
-        recipe: what to train
-        device: on what
+        recipe: to train
+        device: in words
         available: its memory in GiB
-        probes: what was measured, by number of images
-        in_two_parts: what two images took, one after the other, if the recipe's batch does not fit at once
+        probes: measurements, by number of images
+        in_two_parts: measurement of two images, one after the other, if the recipe's batch does not fit at once
     """
 
     recipe: Recipe
@@ -70,7 +70,7 @@ class Plan:
     in_two_parts: Probe | None = None
 
     def memory(self, images: int, parts: int = 1) -> float:
-        """The peak of the memory in GiB where a step takes so many images at once, in so many parts.
+        """Estimate the peak of the memory in GiB of a step that takes so many images at once, in so many parts.
 
         On the line through the two largest probes, never falling; a single one is divided among its images. From the
         second part on, the gradients of those before lie beside it.
@@ -82,7 +82,7 @@ class Plan:
         return last.gib + slope * (images - last.images) + gradients
 
     def seconds(self, images: int, parts: int = 1) -> float:
-        """The time of a step that takes so many images at once, in so many parts; the weights are updated once.
+        """Estimate the time of a step that takes so many images at once, in so many parts, with one update.
 
         On the line through the largest probe and half of it, never falling; a single image counts for each.
         """
@@ -96,13 +96,13 @@ class Plan:
 
     @property
     def largest_batch(self) -> int:
-        """How many images fit into the memory at once, at most."""
+        """The most images that fit into the memory at once."""
         room, fixed = _USABLE * self.available, self.memory(0)
         return max(0, int((room - fixed) / max(self.memory(1) - fixed, 1e-6)))
 
     @property
     def accumulation_steps(self) -> int:
-        """In how many parts the recipe's batch must be taken, so that each fits; the fewest, of equal size."""
+        """Fewest equal parts of the recipe's batch such that each fits."""
         batch_size = self.recipe.optimization.batch_size
         divisors = [parts for parts in range(1, batch_size + 1) if batch_size % parts == 0]
         return next((parts for parts in divisors if self.fits(batch_size // parts, parts)), batch_size)
@@ -144,14 +144,19 @@ def plan(recipe: Recipe, device: str | torch.device | None = None, available: fl
     """Estimate memory and time of a training step, and how to keep the recipe's batch on this device.
 
     Args:
-        recipe: what to train, by one process
-        device: on what; by default the GPU if there is one
-        available: plan for so many GiB, say those of another card; by default what the device has free now
+        recipe: to train, by one process. Its builder and criterion are imported in other processes, so they must lie
+            in modules, not in a notebook.
+        device: by default the GPU if there is one
+        available: plan for so many GiB, say those of another card; by default the device's free memory
 
     Raises:
+        ValueError: the recipe's builder or criterion lies in a notebook or script.
         MemoryError: not even one image fits.
         RuntimeError: a probe failed for another reason; the message ends as the probe did.
     """
+    for reference in (recipe.builder, recipe.criterion):
+        if reference.startswith("__main__:"):
+            raise ValueError(f"plan measures in other processes, which cannot import {reference!r}; move it to a file.")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     available = free_memory(device) if available is None else available
     batch_size = recipe.optimization.batch_size
@@ -172,7 +177,7 @@ def probed(batch_size: int, available: float, run: Callable[[int], Probe | None]
     """Probe 1, 2, 4, … images, up to the batch, while the next ones are sure to fit and, from 4 on, patience lasts.
 
     Args:
-        batch_size: the most that is ever taken at once
+        batch_size: the most images that are ever taken at once
         available: in GiB
         run: measures so many images; None where the memory ran out
     """
@@ -200,14 +205,17 @@ def took_in_a_process(recipe: Recipe, device: torch.device) -> dict[str, float |
     """Take a few training steps of the recipe, as it is and on half its batch, in a process of its own.
 
     Returns:
-        What `probe.measure` returns; None where the memory ran out.
+        The result of `probe.measure`; None where the memory ran out.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recipe.json")
         recipe.save(path)
-        command = [sys.executable, "-m", "m2f_lab.training.probe", str(path), str(device)]
-        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as this process would compute with
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+        command = [sys.executable, "-m", "m2f_lab.training.planning.probe", str(path), str(device)]
+        settings = {
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # as many as this process would compute with
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # it imports the same builder
+        }
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     # A process that takes all memory is killed by Linux without a word.
@@ -217,7 +225,7 @@ def took_in_a_process(recipe: Recipe, device: torch.device) -> dict[str, float |
 
 
 def free_memory(device: torch.device) -> float:
-    """What a new process could have, in GiB. This process's own share of a GPU does not count: close it first."""
+    """Memory that a new process could have, in GiB. This process's share of a GPU does not count: close it first."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**30
     file = Path("/proc/meminfo")
@@ -228,7 +236,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def _container_memory() -> float:
-    """What is left of the limit of a container (cgroup v2), in GiB; infinite where there is none."""
+    """Rest of the limit of a container (cgroup v2), in GiB; infinite where there is none."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if not limit.is_file() or (most := limit.read_text().strip()) == "max":
         return math.inf

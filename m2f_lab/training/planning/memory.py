@@ -1,4 +1,4 @@
-"""What training does about the memory of a CPU: it keeps what it frees until it is done."""
+"""Keep freed heap memory in the process during CPU training (glibc mallopt)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _KEEPING = {_TRIM_THRESHOLD: -1, _MMAP_MAX: 0}  # never give the end of the heap
 
 
 @contextmanager
-def kept_memory(device: torch.device) -> Iterator[bool]:
+def keep_freed_memory(device: torch.device) -> Iterator[bool]:
     """Inside the block, freed memory of the CPU stays with the process and serves the next allocation.
 
-    Every large array is otherwise asked of the system and given back; in a step of Swin-T and two images of 512 × 512
+    Otherwise every large array is asked of the system and given back; in a step of Swin-T and two images of 512 × 512
     that is more than a million pages, each cleared by the system when it is first touched: a fifth of the step.
-    Afterwards what is free is given back.
+    Afterwards free memory is given back.
 
     Args:
-        device: where the training runs; for a GPU nothing is done, PyTorch keeps its memory by itself.
+        device: of the training; for a GPU nothing is done, PyTorch keeps its memory by itself.
 
     Yields:
-        Whether memory is kept: on a CPU, with Linux's usual C library.
+        True if memory is kept: on a CPU, with Linux's usual C library.
     """
     libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     possible = hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")

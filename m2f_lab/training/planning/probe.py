@@ -1,12 +1,12 @@
-"""Take a few training steps in a process of its own, and say what they took. `planner` starts this:
+"""Take a few training steps in a process of its own, and print their time and memory. `planner` starts this:
 
-python -m m2f_lab.training.probe recipe.json DEVICE
+python -m m2f_lab.training.planning.probe recipe.json DEVICE
 
-A process of its own, because only there the peak of the resident memory is that of the steps, and because one that runs
-out of memory takes nobody with it. The steps are those of training, on the recipe's own model and crop; only the images
-are noise, and their labels are stripes.
+In a process of its own the peak of the resident memory is that of the steps, and an out-of-memory probe cannot kill its
+caller. The steps are those of training, on the recipe's own model and crop; only the images are noise, and their labels
+are stripes.
 
-What more images cost is the difference of two times, and from one process to the next a shared machine's speed drifts
+The cost of more images is the difference of two times, and from one process to the next a shared machine's speed drifts
 by more than that. So steps on half the batch are taken in turn with those on all of it.
 
 B images, H/W height/width of the crop.
@@ -18,19 +18,19 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import median
 
 import torch
 
 from m2f_lab.data import Batch
-from m2f_lab.loss import Criterion
 from m2f_lab.recipes import Recipe
+from m2f_lab.references import resolve
 from m2f_lab.structures import Target
-from m2f_lab.training.distributed import Processes
+from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.loop import model_to_train, peak_memory
-from m2f_lab.training.memory import kept_memory
 from m2f_lab.training.optimizer import build_optimizer
+from m2f_lab.training.planning.memory import keep_freed_memory
 from m2f_lab.training.step import Learner, autocast_dtype
 
 NUM_SEGMENTS = 8  # per image, as in benchmarks.training_step
@@ -48,12 +48,12 @@ def measure(recipe: Recipe, device: torch.device) -> dict[str, float | None]:
 
     Returns:
         "gib": the peak of this process's memory, or of the GPU's; "seconds": of a step, the median; "half_seconds":
-        that less the median of what the whole took longer than half of it, None for a single image.
+        that less the median of the difference between the whole and half of it, None for a single image.
     """
     smaller = half(recipe)
     sizes = [recipe, smaller] if smaller else [recipe]
     times: list[list[float]] = []  # of all sizes in turn
-    with kept_memory(device):  # as `train` does
+    with keep_freed_memory(device):  # as `train` does
         learner, batches = learner_for(recipe, device), [noise(each) for each in sizes]
         for iteration in range(WARM_UP):
             timed_step(learner, batches[0], iteration)
@@ -63,7 +63,7 @@ def measure(recipe: Recipe, device: torch.device) -> dict[str, float | None]:
                 timed_step(replace(learner, recipe=each), batch, WARM_UP + len(times))
                 for each, batch in zip(sizes, batches, strict=True)
             ])  # fmt: skip
-            timed = times[1:]  # for half the batch, too, a first step sets things up
+            timed = times[1:]  # the first step on half the batch sets things up as well
             if len(timed) >= FEWEST_TURNS and sum(map(sum, timed)) >= ENOUGH_SECONDS:
                 break
     seconds = median(whole for whole, *_ in timed)
@@ -89,17 +89,17 @@ def timed_step(learner: Learner, batch: Batch, iteration: int) -> float:
 
 
 def learner_for(recipe: Recipe, device: torch.device) -> Learner:
-    """What `train` would train with, but for the pretrained weights, which change neither time nor memory."""
+    """Build what `train` trains with, without pretrained weights, which change neither time nor memory."""
     model = model_to_train(recipe.vary(model=dict(backbone_weights=None)), device).train()
     precision = autocast_dtype(recipe.optimization.precision, device)
     return Learner(
         recipe=recipe,
         model=model,
-        criterion=Criterion(recipe.model.num_classes, **asdict(recipe.loss)),
+        criterion=resolve(recipe.criterion)(recipe),
         optimizer=build_optimizer(model, recipe.optimization),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
         precision=precision,
-        world=Processes(0, 1, device),
+        world=DistributedContext(0, 1, device),
     )
 
 
