@@ -193,3 +193,12 @@ def average_num_masks(targets: Sequence[Target], device: torch.device) -> Tensor
     total = torch.full((), float(num_masks), device=device)
     torch.distributed.all_reduce(total)
     return (total / torch.distributed.get_world_size()).clamp(min=1)
+
+
+def build_criterion(recipe):
+    from dataclasses import asdict
+
+    return Criterion(recipe.model.num_classes, **asdict(recipe.loss))
+
+
+Criterion.term_names = property(lambda self: ("class", "mask", "dice"))
