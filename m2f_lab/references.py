@@ -124,7 +124,9 @@ def _function(module: ModuleType, name: str, reference: str) -> Callable:
     if function is None:
         raise ValueError(f"The module {module.__name__!r} has no {name!r}, which {reference!r} names.")
     if not _is_plain(function):
-        raise ValueError(f"{reference!r} is of type {type(function).__name__}; expected a plain Python function or a class.")
+        raise ValueError(
+            f"{reference!r} is of type {type(function).__name__}; expected a plain Python function or a class."
+        )
     if not f"{function.__module__}.".startswith(f"{module.__name__}."):
         raise ValueError(f"{reference!r} is defined in {function.__module__}; name it there.")
     return function

@@ -83,7 +83,7 @@ class TestRoundTrip:
         assert_same_tensors(dict(other.state_dict()), dict(model.state_dict()))
         assert load_model(tmp_path / "last").classes == model.classes
 
-    def test_only_numbers_and_text(self, tmp_path):
+    def test_checkpoint_holds_only_numbers_and_text(self, tmp_path):
         model, optimizer = trained()
         checkpoint.save(tmp_path / "last", model, optimizer, no_scaler(), Progress())
         names = sorted(path.name for path in (tmp_path / "last").iterdir())
@@ -127,7 +127,7 @@ class TestReplaceFolder:
         assert [path.name for path in folder.parent.iterdir()] == ["last"]
 
     @pytest.mark.parametrize("there", [False, True])
-    def test_killed_anywhere(self, tmp_path, monkeypatch, there):
+    def test_replace_folder_survives_a_kill_at_any_moment(self, tmp_path, monkeypatch, there):
         """Before and after every call that changes the disk: what is found is complete, and the next write works."""
         kills = 0
         for moment in range(100):

@@ -74,7 +74,7 @@ def test_parts_share_an_update_and_lie_beside_the_gradients() -> None:
     assert planned(5.6, in_two_parts=two).accumulation_steps == 4  # 5.04 has room for 5, not for 5.25
 
 
-def test_a_plan_reads_well() -> None:
+def test_plan_as_text() -> None:
     text = str(planned(6.0))
     assert "toy on a machine, 6.0 GiB" in text
     assert "batch of 16 in 2 parts of 8: accumulation_steps = 2" in text
@@ -97,18 +97,18 @@ def test_probes_double_while_they_are_sure_to_fit(batch_size: int, available: fl
     assert [probe.images for probe in probes] == expected
 
 
-def test_probes_stop_where_memory_runs_out_or_patience() -> None:
+def test_probes_stop_when_memory_runs_out() -> None:
     assert probed(16, 100.0, lambda images: None) == ()
     assert len(probed(16, 100.0, lambda images: Probe(images, 1.0, 1.0, None) if images < 4 else None)) == 2
 
 
-def test_four_images_are_probed_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_images_are_probed_even_if_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "_PATIENCE", 0.0)
     probes = probed(16, 100.0, lambda images: Probe(images, 1.0, 100.0, None))
     assert [probe.images for probe in probes] == [1, 2, 4]
 
 
-def test_the_plan_holds() -> None:
+def test_plan_predicts_the_memory_of_a_larger_batch() -> None:
     """Memory within 15 % of what a larger batch takes: the planner saw at most two images at once."""
     recipe = recipes.debug_tiny().vary(data=dict(crop_size=(128, 128)), optimization=dict(batch_size=2))
     found = plan(recipe, "cpu")
@@ -119,13 +119,13 @@ def test_the_plan_holds() -> None:
     assert took["seconds"] > 0
 
 
-def test_what_does_not_fit_is_said_with_the_way_out() -> None:
+def test_recipe_that_does_not_fit_raises_with_advice() -> None:
     with pytest.raises(MemoryError, match=r"toy does not fit into 0.10 GiB .*one image needs 0\.\d+ GiB.*crop_size"):
         plan(toy_recipe(), "cpu", available=0.1)
 
 
 @pytest.mark.parametrize(("status", "said"), [(-9, ""), (1, "torch.OutOfMemoryError: CUDA out of memory.")])
-def test_running_out_of_memory_is_no_crash(monkeypatch: pytest.MonkeyPatch, status: int, said: str) -> None:
+def test_probe_out_of_memory_raises_memory_error(monkeypatch: pytest.MonkeyPatch, status: int, said: str) -> None:
     monkeypatch.setattr(
         subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, status, stdout="", stderr=said)
     )
@@ -133,7 +133,7 @@ def test_running_out_of_memory_is_no_crash(monkeypatch: pytest.MonkeyPatch, stat
         plan(toy_recipe(), "cpu")
 
 
-def test_another_failure_is_shown() -> None:
+def test_failed_probe_shows_its_error() -> None:
     recipe = toy_recipe(backbone="no_such_backbone")
     with pytest.raises(RuntimeError, match=r"(?s)Training steps of toy failed.*no_such_backbone"):
         plan(recipe, "cpu")

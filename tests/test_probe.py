@@ -32,13 +32,13 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return taken
 
 
-def test_warming_up_does_not_count(steps: list[tuple[int, int]]) -> None:
+def test_probe_leaves_out_warm_up_steps(steps: list[tuple[int, int]]) -> None:
     took = probe.measure(toy_recipe(max_iterations=1000, batch_size=1), CPU)
     assert (took["seconds"], took["half_seconds"]) == (1.0, None)
     assert len(steps) == probe.WARM_UP + 1 + probe.ENOUGH_SECONDS
 
 
-def test_what_more_images_cost_is_measured_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_compares_sizes_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """In two of three turns one second; the medians 5 and 3 of all steps are from different turns."""
     seconds = iter([*[9.0] * (probe.WARM_UP + 2), 4.0, 3.0, 5.0, 1.0, 9.0, 8.0])
     monkeypatch.setattr(probe, "timed_step", lambda learner, batch, iteration: next(seconds))
@@ -61,29 +61,31 @@ def test_half_a_batch_has_parts_no_larger(images: int, parts: int, expected: tup
     assert (config.batch_size, config.accumulation_steps) == expected
 
 
-def test_there_is_no_half_of_one_image() -> None:
+def test_half_of_one_image_is_none() -> None:
     assert probe.half(toy_recipe(batch_size=1)) is None
 
 
-def test_the_peak_is_read_before_steps_of_another_size(
+def test_probe_reads_the_peak_before_smaller_steps(
     steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "peak_memory", lambda device: len(steps))
     assert probe.measure(toy_recipe(), CPU)["gib"] == probe.WARM_UP
 
 
-def test_steps_have_seeds_of_their_own(steps: list[tuple[int, int]]) -> None:
+def test_probe_steps_have_different_seeds(steps: list[tuple[int, int]]) -> None:
     """Under one seed, stochastic depth would drop the same branches every time, and a step be always long or short."""
     probe.measure(toy_recipe(max_iterations=1000, batch_size=1), CPU)
     assert [iteration for iteration, _ in steps] == list(range(len(steps)))
 
 
-def test_no_step_lies_beyond_the_end_of_the_schedule(steps: list[tuple[int, int]]) -> None:
+def test_probe_steps_stay_within_the_schedule(steps: list[tuple[int, int]]) -> None:
     probe.measure(toy_recipe(max_iterations=4), CPU)
     assert {iteration for iteration, _ in steps} == {0, 1, 2, 3}
 
 
-def test_all_steps_keep_memory_as_in_training(steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_keeps_freed_memory_as_training_does(
+    steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     @contextmanager
@@ -99,13 +101,13 @@ def test_all_steps_keep_memory_as_in_training(steps: list[tuple[int, int]], monk
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_the_backbone_is_computed_twice_where_the_recipe_says_so(twice: bool) -> None:
+def test_probe_checkpoints_the_backbone_if_the_recipe_does(twice: bool) -> None:
     learner = probe.learner_for(toy_recipe(checkpoint_backbone=twice), CPU)
     found = {m.grad_checkpointing for m in learner.model.modules() if hasattr(m, "grad_checkpointing")}
     assert found == {twice}
 
 
-def test_the_peak_is_that_of_the_probe_itself() -> None:
+def test_peak_memory_is_that_of_the_own_process() -> None:
     """Linux counts what the process that started it held at its own peak, a notebook with data for example."""
     held = torch.ones(3 * 2**28)  # 3 GiB
     command = "import torch; from m2f_lab.training.loop import peak_memory; print(peak_memory(torch.device('cpu')))"

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 class TestRun:
-    def test_rows(self, whole):
+    def test_metrics_hold_steps_and_evaluations_in_order(self, whole):
         assert [row["iteration"] for row in whole.steps] == [1, 2, 3, 4, 5, 6]
         assert [row["iteration"] for row in whole.evaluations] == [3, 6]
         kinds = [row["kind"] for row in whole.metrics]
@@ -49,7 +49,7 @@ class TestRun:
             assert 0 < row["memory_gib"] < 50
             assert row["images_per_second"] > 0
 
-    def test_every_line_is_json_for_everyone(self, whole):
+    def test_metrics_are_strict_json(self, whole):
         for line in (whole.path / "metrics.jsonl").read_text().splitlines():
             json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
 
@@ -57,18 +57,18 @@ class TestRun:
         rates = [row["learning_rate"] for row in whole.steps]  # warm-up over 20 steps, in a run of 6
         assert rates == pytest.approx([1e-3 * (i + 1) / 20 * (1 - i / 6) ** 0.9 for i in range(6)])
 
-    def test_best_and_last(self, whole):
+    def test_best_and_last_are_evaluations(self, whole):
         assert whole.last == whole.evaluations[-1]
         assert whole.best["mIoU"] == max(row["mIoU"] for row in whole.evaluations)
 
-    def test_an_evaluation_without_a_figure_is_not_the_best(self, tmp_path):
+    def test_best_ignores_evaluations_without_a_figure(self, tmp_path):
         append_row(tmp_path / "metrics.jsonl", {"kind": "evaluation", "iteration": 1, "mIoU": None})
         assert Run(tmp_path).best is None
         append_row(tmp_path / "metrics.jsonl", {"kind": "evaluation", "iteration": 2, "mIoU": 3.0})
         append_row(tmp_path / "metrics.jsonl", {"kind": "evaluation", "iteration": 3, "mIoU": None})
         assert Run(tmp_path).best["iteration"] == 2
 
-    def test_the_best_weights_are_those_of_the_best_evaluation(self, root, tmp_path, monkeypatch):
+    def test_best_weights_are_those_of_the_best_evaluation(self, root, tmp_path, monkeypatch):
         """The first of equals; and not those of a later, worse one."""
         figures, weights = iter([10.0, 30.0, 20.0, 30.0]), []
 
@@ -82,11 +82,11 @@ class TestRun:
         assert_same_tensors(dict(run.model("best").state_dict()), weights[1])
         assert_same_tensors(dict(run.model("last").state_dict()), weights[3])
 
-    def test_repr_is_short_and_says_nothing_that_varies(self, whole):
+    def test_repr_names_recipe_and_iterations(self, whole):
         assert repr(whole) == "Run(toy, 6 of 6 iterations)"
         assert whole.finished
 
-    def test_model_holds_the_trained_weights(self, whole, root):
+    def test_model_has_the_trained_weights(self, whole, root):
         model = whole.model("last")
         assert not model.training
         assert model.classes.names == ("ground", "box", "ball")
@@ -94,17 +94,17 @@ class TestRun:
             k: v for k, v in whole.last.items() if k not in ("kind", "iteration")
         }
 
-    def test_recipe_comes_back(self, whole):
+    def test_recipe_is_read_back(self, whole):
         assert whole.recipe == toy_recipe()
 
-    def test_log_every_thins_out_the_rows_but_not_what_callbacks_hear(self, root, tmp_path):
+    def test_log_every_thins_out_rows_but_not_callbacks(self, root, tmp_path):
         recorder = Recorder()
         run = train(toy_recipe(max_iterations=5, log_every=2, evaluate_every=100), root, tmp_path / "run", [recorder])
         assert [row["iteration"] for row in run.steps] == [2, 4, 5]
         assert [row["iteration"] for row in recorder.rows] == [1, 2, 3, 4, 5]
         assert run.steps == [recorder.rows[i] for i in (1, 3, 4)]
 
-    def test_a_folder_that_is_no_run(self, tmp_path):
+    def test_run_refuses_other_folders(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"is not a run: there is no .*recipe.json"):
             _ = Run(tmp_path).recipe
         with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
@@ -123,11 +123,11 @@ class TestDeterminism:
         other = train(toy_recipe(max_iterations=1).vary(seed=1), root, tmp_path / "other")
         assert other.steps[0]["loss"] != whole.steps[0]["loss"]
 
-    def test_workers_make_no_difference(self, root, whole, tmp_path):
+    def test_number_of_workers_does_not_change_the_run(self, root, whole, tmp_path):
         run = train(toy_recipe().vary(data=dict(num_workers=2)), root, tmp_path / "workers")
         assert timeless(run.metrics) == timeless(whole.metrics)
 
-    def test_nothing_between_the_steps_makes_a_difference(self, root, whole, tmp_path):
+    def test_callbacks_and_evaluations_do_not_change_the_steps(self, root, whole, tmp_path):
         """Neither a callback that draws random numbers nor another rhythm of evaluation."""
 
         class Drawing(Recorder):
@@ -160,7 +160,7 @@ class TestCallbacks:
             ("end", 4),
         ]  # fmt: skip
 
-    def test_what_they_hear_is_on_disk(self, root, tmp_path):
+    def test_callbacks_find_their_rows_on_disk(self, root, tmp_path):
         test = self
 
         class Reader(Recorder):
@@ -189,7 +189,7 @@ class TestCallbacks:
         assert "best mIoU" in line
         assert str(tmp_path / "run") in line
 
-    def test_progress_bar_goes_on_where_the_run_does(self, root, tmp_path, capsys):
+    def test_progress_bar_continues_with_the_run(self, root, tmp_path, capsys):
         stop = StopAt(2, KeyboardInterrupt())
         train(toy_recipe(max_iterations=3), root, tmp_path / "run", callbacks=[ProgressBar(), stop])
         assert "2 of 3 iterations" in capsys.readouterr().out.splitlines()[-1]
@@ -198,7 +198,7 @@ class TestCallbacks:
 
 
 class TestErrors:
-    def test_a_loss_that_is_not_finite_names_iteration_and_images(self, root, tmp_path, monkeypatch):
+    def test_non_finite_loss_names_iteration_and_images(self, root, tmp_path, monkeypatch):
         """The checkpoint before it stays."""
         step = Learner.step
 
@@ -215,14 +215,14 @@ class TestErrors:
         weights = all_tensors(Run(tmp_path / "run").checkpoint("last"))
         assert all(torch.isfinite(value).all() for value in weights.values())
 
-    def test_missing_validation_data_are_missed_before_the_first_step(self, tmp_path):
+    def test_missing_validation_data_raise_before_the_first_step(self, tmp_path):
         root = write_toy_data(tmp_path / "data")
         shutil.rmtree(root / "images" / "validation")
         with pytest.raises(DataError, match=r"no folder .*validation"):
             train(toy_recipe(), root, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-    def test_an_evaluation_that_fails_costs_no_step(self, root, tmp_path, monkeypatch):
+    def test_failed_evaluation_keeps_the_steps(self, root, tmp_path, monkeypatch):
         def unreadable(*arguments, **options):
             raise DataError("7.png cannot be read")
 
@@ -234,23 +234,23 @@ class TestErrors:
         run = train(toy_recipe(), root, tmp_path / "run")
         assert [row["iteration"] for row in run.evaluations] == [3, 6]
 
-    def test_the_home_folder(self, root, tmp_path, monkeypatch):
+    def test_home_folder_is_expanded(self, root, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         assert train(toy_recipe(max_iterations=1), root, "~/run").path == tmp_path / "run"
 
-    def test_another_number_of_classes(self, root, tmp_path):
+    def test_another_number_of_classes_is_refused(self, root, tmp_path):
         with pytest.raises(ValueError, match=r"has 3 classes.*vary\(model=dict\(num_classes=3\)\)"):
             train(toy_recipe().vary(model=dict(num_classes=4)), root, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-    def test_a_batch_that_cannot_be_shared(self, root, tmp_path, monkeypatch):
+    def test_batch_that_processes_cannot_share_is_refused(self, root, tmp_path, monkeypatch):
         dataset = open_dataset("folder", root, "train")
         with pytest.raises(ValueError, match=r"batch of 6 images cannot be shared by 4 processes.*multiple of 12"):
             loop.check_fit(toy_recipe(batch_size=6, accumulation_steps=3), dataset, DistributedContext(0, 4, CPU))
 
 
 @pytest.mark.slow
-def test_four_street_scenes_are_learned_by_heart(tmp_path):
+def test_training_overfits_four_street_scenes(tmp_path):
     """The whole chain learns: drawn scenes, their readers, model, losses, evaluation; to the last lamp post.
 
     The scenes are small, so that it takes minutes, and shown four times as large, so that the masks at stride 4 have a

@@ -65,14 +65,14 @@ class TestResume:
         assert 0 < Run(tmp_path / "run").iteration < 6
         assert_same_run(train(toy_recipe(), root, tmp_path / "run"), whole)
 
-    def test_a_finished_run_is_returned_as_it_is(self, root, whole, tmp_path):
+    def test_finished_run_is_returned_unchanged(self, root, whole, tmp_path):
         recorder = Recorder()
         before = all_tensors(whole.checkpoint("last"))
         run = train(toy_recipe(), root, whole.path, callbacks=[recorder])
         assert recorder.events == [("start", 6), ("end", 6)]
         assert_same_tensors(all_tensors(run.checkpoint("last")), before)
 
-    def test_another_recipe_is_refused_by_the_names_of_its_fields(self, root, whole):
+    def test_another_recipe_is_refused_by_its_fields(self, root, whole):
         other = toy_recipe(learning_rate=0.5).vary(model=dict(num_queries=7), seed=9)
         with pytest.raises(ValueError, match="another recipe") as error:
             train(other, root, whole.path)
@@ -83,7 +83,7 @@ class TestResume:
         with pytest.raises(ValueError, match=r"max_iterations: 6 there, 12 here"):  # the schedule hangs on it
             train(toy_recipe(max_iterations=12), root, whole.path)
 
-    def test_what_does_not_reach_the_weights_may_change(self, root, whole, tmp_path):
+    def test_fields_that_do_not_reach_the_weights_may_change(self, root, whole, tmp_path):
         with pytest.raises(RuntimeError):
             train(toy_recipe(), root, tmp_path / "run", callbacks=[StopAt(3, RuntimeError())])
         changed = toy_recipe(checkpoint_every=5, log_every=3).vary(data=dict(num_workers=1), notes="on another machine")
@@ -91,12 +91,12 @@ class TestResume:
         assert run.recipe == changed
         assert_same_tensors(all_tensors(run.checkpoint("last")), all_tensors(whole.checkpoint("last")))
 
-    def test_must(self, root, whole, tmp_path):
+    def test_resume_must_needs_a_checkpoint(self, root, whole, tmp_path):
         with pytest.raises(FileNotFoundError, match="nothing to continue"):
             train(toy_recipe(), root, tmp_path / "run", resume="must")
         assert train(toy_recipe(), root, whole.path, resume="must").finished
 
-    def test_never(self, root, whole, tmp_path):
+    def test_resume_never_deletes_the_run(self, root, whole, tmp_path):
         short = toy_recipe(max_iterations=1)
         run = train(short.vary(seed=5), root, tmp_path / "run")
         run = train(short, root, tmp_path / "run", resume="never")
@@ -104,17 +104,17 @@ class TestResume:
         assert [row["iteration"] for row in run.metrics] == [1, 1]
         assert run.steps[0]["0.class"] == whole.steps[0]["0.class"]
 
-    def test_never_deletes_nothing_before_the_data_are_found(self, root, tmp_path):
+    def test_resume_never_deletes_nothing_before_the_data_are_found(self, root, tmp_path):
         run = train(toy_recipe(max_iterations=1), root, tmp_path / "run")
         with pytest.raises(ValueError, match="No data set here"):
             train(toy_recipe(), tmp_path / "nowhere", tmp_path / "run", resume="never")
         assert run.finished
 
-    def test_no_other_word(self, root, tmp_path):
+    def test_resume_refuses_other_words(self, root, tmp_path):
         with pytest.raises(ValueError, match='"auto", "must" or "never"'):
             train(toy_recipe(), root, tmp_path / "run", resume="yes")
 
-    def test_a_run_without_checkpoint_starts_anew(self, root, whole, tmp_path):
+    def test_run_without_checkpoint_starts_over(self, root, whole, tmp_path):
         """Killed before its first checkpoint: rows are there, but nothing to continue from."""
         with pytest.raises(RuntimeError):
             train(toy_recipe(), root, tmp_path / "run", callbacks=[StopAt(1, RuntimeError())])
@@ -123,7 +123,7 @@ class TestResume:
 
 
 class TestInterrupt:
-    def test_from_a_callback(self, root, whole, tmp_path, capsys):
+    def test_interrupt_from_a_callback_saves(self, root, whole, tmp_path, capsys):
         run = train(toy_recipe(), root, tmp_path / "run", callbacks=[stop := StopAt(3, KeyboardInterrupt())])
         assert not run.finished
         assert repr(run) == "Run(toy, 3 of 6 iterations)"  # not that of the last regular checkpoint, 2
@@ -132,7 +132,7 @@ class TestInterrupt:
         assert run.evaluations == []  # what was due at 3 is made up for
         assert_same_run(train(toy_recipe(), root, tmp_path / "run"), whole)
 
-    def test_during_a_step_the_step_is_finished(self, root, whole, tmp_path, monkeypatch):
+    def test_interrupt_during_a_step_waits_for_the_step(self, root, whole, tmp_path, monkeypatch):
         step = Learner.step
 
         def interrupted(self, batch, iteration):
@@ -148,7 +148,7 @@ class TestInterrupt:
         assert_same_run(train(toy_recipe(), root, tmp_path / "run"), whole)
 
     @pytest.mark.parametrize(("iteration", "kept"), [(0, 0), (3, 2)])
-    def test_a_second_one_ends_a_step_at_once_and_torn_weights_are_not_kept(
+    def test_second_interrupt_stops_the_step_and_its_weights_are_not_kept(
         self, root, whole, tmp_path, monkeypatch, capsys, iteration, kept
     ):
         calls = iter(range(10))
@@ -169,7 +169,7 @@ class TestInterrupt:
         monkeypatch.undo()
         assert_same_run(train(toy_recipe(), root, tmp_path / "run"), whole)
 
-    def test_during_an_evaluation(self, root, whole, tmp_path, monkeypatch):
+    def test_interrupt_during_an_evaluation_saves(self, root, whole, tmp_path, monkeypatch):
         def interrupted(*arguments, **options):
             raise KeyboardInterrupt
 
@@ -179,12 +179,12 @@ class TestInterrupt:
         monkeypatch.undo()
         assert_same_run(train(toy_recipe(), root, tmp_path / "run"), whole)
 
-    def test_interrupts_are_as_before_afterwards(self, root, tmp_path):
+    def test_signal_handler_is_restored(self, root, tmp_path):
         before = signal.getsignal(signal.SIGINT)
         train(toy_recipe(max_iterations=1), root, tmp_path / "run")
         assert signal.getsignal(signal.SIGINT) is before
 
-    def test_in_another_thread(self, root, tmp_path):
+    def test_training_runs_in_another_thread(self, root, tmp_path):
         """A thread cannot set signal handlers; training there works all the same."""
         from concurrent.futures import ThreadPoolExecutor
 

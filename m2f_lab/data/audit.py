@@ -2,7 +2,7 @@
 
 K classes, H/W height/width.
 
-Mistakes in labels seldom stop a training run. They lower its figures, and nobody knows why: ids shifted by one, void
+Mistakes in labels seldom stop a training run. They lower its figures without a trace: ids shifted by one, void
 trained as a class, labels resized with interpolation. All of them show in the counts of the raw ids.
 """
 
@@ -22,7 +22,7 @@ from m2f_lab.structures import IGNORE
 
 @dataclass
 class IdCount:
-    """How often a raw id occurs.
+    """Occurrences of a raw id.
 
     Attributes:
         pixels: over all labels
@@ -37,7 +37,7 @@ class IdCount:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What `audit` found. `print` it.
+    """Findings of `audit`; `print` them.
 
     Attributes:
         dataset: the data set
@@ -216,7 +216,7 @@ def _first(sentences: list[str], most: int = 20) -> list[str]:
 
 
 def _looks_shifted_down(report: AuditReport) -> str | None:
-    """0 is a class and everything is one too low: somebody has subtracted the one already."""
+    """0 is a class and every id is one too low: the one was subtracted already."""
     last = len(report.dataset.classes)
     if report.dataset.name == "cityscapes" or last in report.counts or 0 not in report.counts:
         return None

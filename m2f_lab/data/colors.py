@@ -72,7 +72,7 @@ def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def perceived(colors: np.ndarray) -> np.ndarray:
-    """Where colours lie in Oklab for normal, protanope and deuteranope vision. [N, 3] → [3, N, 3]"""
+    """Positions of colours in Oklab for normal, protanope and deuteranope vision. [N, 3] → [3, N, 3]"""
     share = np.asarray(colors) / 255
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     seen = [np.clip(linear @ vision.T, 0, 1) for vision in (_NORMAL, _PROTANOPIA, _DEUTERANOPIA)]

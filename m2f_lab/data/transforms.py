@@ -96,7 +96,7 @@ Box = tuple[int, int, int, int]
 
 
 def crop_of_resized_image(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    """What a crop of the bilinearly resized (when shrinking, antialiased) image looks like. uint8 [h, w, 3]
+    """Crop of the bilinearly resized (when shrinking, antialiased) image. uint8 [h, w, 3]
 
     An image is resized along x, then along y. This does the first for the rows that the crop will need and the second
     for its columns. PyTorch has a vectorised resize for bytes, two to four times as fast as Pillow's, whose weights it
