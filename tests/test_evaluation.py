@@ -303,7 +303,7 @@ def test_split_limit_and_share_of_the_work(data_root, recipe, capsys):
     model = ColorReader()
     assert evaluate(model, recipe, data_root, split="train", limit=2, progress=True)["num_images"] == 2
     assert model.sizes == list(SIZES[:2])
-    assert "evaluate train: 100%" in capsys.readouterr().err
+    assert "evaluate folder train in " in capsys.readouterr().err
     assert evaluate(model, recipe, data_root, limit=99)["num_images"] == 3
     assert capsys.readouterr().err == ""
     with pytest.raises(ValueError, match="got 0"):
@@ -324,7 +324,7 @@ def test_processes_share_the_images_and_the_result(data_root, recipe, monkeypatc
 
 
 def test_model_and_data_set_must_have_the_same_classes(data_root, recipe):
-    message = r"predicts 7 classes, but folder in .* has 4\. Build the model with num_classes=4"
+    message = r"predicts 7 classes, but folder val in .* has 4\. Build the model with num_classes=4"
     with pytest.raises(ValueError, match=message):
         evaluate(ColorReader(7), recipe.vary(model=dict(num_classes=7)), data_root)
     model = ColorReader(7)
