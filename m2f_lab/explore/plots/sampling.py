@@ -27,7 +27,7 @@ def sampling_points(
     title: str = "",
     width: float = 6.0,
 ) -> Figure:
-    """Sampling points of deformable attention for one location: a dot per point, its size the weight, its colour the level.
+    """Sampling points of deformable attention for one location: a dot each, its size the weight, its colour the level.
 
     Args:
         image: uint8 [H, W, 3]

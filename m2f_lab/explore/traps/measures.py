@@ -46,7 +46,7 @@ def mean_iou_with(part: type[nn.Module], name: str) -> Callable[[Bench, Callable
 
 
 def distance(bench: Bench, expected: Tensor, got: Tensor) -> Finding:
-    """Largest distance of features [1, C, h, w] from the library's, in percent of the largest feature; and a map of it."""
+    """Largest distance of features [1, C, h, w] from the library's, in percent of the largest feature, and its map."""
     apart = (got - expected).norm(dim=1)[0] / expected.norm(dim=1).max()  # (h, w)
     most = float(apart.max())
     return Finding(100 * most, bench.samples[0].image, inside_image(bench, (apart / max(most, 1)).numpy()))
