@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from m2f_lab.data import Classes
 from m2f_lab.model import ModelConfig, build_model
+from m2f_lab.model.eomt import build_eomt
 from m2f_lab.structures import MaskLogits
-from m2f_lab.weights import load_model, load_weights, save_weights, to_huggingface, to_official
+from m2f_lab.weights import eomt_to_huggingface, load_model, load_weights, save_weights, to_huggingface, to_official
 
 GOLDEN = Path(__file__).parent / "golden"
 SWIN = dict(embed_dim=12, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
@@ -147,6 +148,23 @@ def test_half_precision_is_reported(tiny, tmp_path):
     save_file({name: tensor.half() for name, tensor in tiny.state_dict().items()}, tmp_path / "a.safetensors")
     report = load_weights(build_model(TINY), tmp_path / "a.safetensors")
     assert "from torch.float16 to torch.float32" in str(report)
+
+
+@pytest.mark.parametrize("backbone", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_eomt_checkpoint(tmp_path, backbone):
+    sizes = dict(embed_dim=32, depth=2, num_heads=4)
+    config = ModelConfig(
+        num_classes=3, backbone=backbone, backbone_options=sizes, num_queries=4, num_decoder_layers=1,
+        drop_path_rate=0.0,
+    )  # fmt: skip
+    model, other = build_eomt(config), build_eomt(config)
+    save_file(eomt_to_huggingface(model.state_dict()), tmp_path / "model.safetensors")
+    assert load_weights(other, tmp_path).format.startswith("Hugging Face EoMT")
+    assert_same(other, model)
+    save_weights(model, tmp_path)
+    assert_same(load_model(tmp_path, build=build_eomt), model)
+    with pytest.raises(ValueError, match="was trained on 3 classes, the model has 5"):
+        load_weights(build_eomt(replace(config, num_classes=5)), tmp_path)
 
 
 # -- our own format ----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""Checkpoints in and out: ours, the official ones, Hugging Face's and SSSegmentation's."""
+"""Checkpoints in and out: ours, the official ones, Hugging Face's and SSSegmentation's; of Mask2Former and EoMT."""
 
+from m2f_lab.weights.eomt import eomt_to_huggingface
 from m2f_lab.weights.huggingface import to_huggingface
 from m2f_lab.weights.loading import LoadReport, load_model, load_weights
 from m2f_lab.weights.native import Builder, build_from, save_weights
@@ -14,6 +15,7 @@ __all__ = [
     "LoadReport",
     "UnsafeFileError",
     "build_from",
+    "eomt_to_huggingface",
     "load_model",
     "load_weights",
     "save_pretrained",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from m2f_lab.data.dataset import abbreviate
 from m2f_lab.references import resolve_loaded
+from m2f_lab.weights.eomt import EOMT, EOMT_DINOV3, EOMT_OFFICIAL
 from m2f_lab.weights.huggingface import HUGGINGFACE, config_conflicts
 from m2f_lab.weights.keymap import KeyMap, Translation
 from m2f_lab.weights.mismatch import class_head, describe_mismatch, num_classes_of
@@ -29,7 +30,7 @@ from m2f_lab.weights.official import OFFICIAL
 from m2f_lab.weights.reading import Checkpoint, read_checkpoint
 from m2f_lab.weights.sssegmentation import SSSEGMENTATION
 
-FORMATS: tuple[KeyMap, ...] = (OFFICIAL, HUGGINGFACE, SSSEGMENTATION)
+FORMATS: tuple[KeyMap, ...] = (OFFICIAL, HUGGINGFACE, SSSEGMENTATION, EOMT, EOMT_DINOV3, EOMT_OFFICIAL)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class LoadReport:
 
     Attributes:
         path: where the weights come from.
-        format: "m2f_lab", "official Mask2Former", "Hugging Face" or "SSSegmentation".
+        format: its name, such as "m2f_lab", "official Mask2Former" or "Hugging Face".
         inside: where in the file they were, such as `model`; empty where the file holds nothing else.
         num_tensors: loaded.
         num_values: numbers in them.
@@ -75,10 +76,10 @@ def load_weights(model: nn.Module, path: str | Path, reset_classifier: bool = Fa
 
     Args:
         model: built with the architecture of the checkpoint. Our own checkpoints fit any module.
-        path: one of ours (a folder, or its model.safetensors), a file of the official Mask2Former (.pkl, .pth) or of
-            SSSegmentation (.pth), a folder or file of Hugging Face. Ours is recognised by its config.json, or by names
-            that it shares with the model; the others by their keys. Any of them may be stored as safetensors, torch
-            file or pickle of arrays. No code in it is ever run.
+        path: one of ours (a folder, or its model.safetensors), a file of the official Mask2Former (.pkl, .pth), of
+            EoMT or of SSSegmentation (.pth), a folder or file of Hugging Face. Ours is recognised by its config.json,
+            or by names that it shares with the model; the others by their keys. Any of them may be stored as
+            safetensors, torch file or pickle of arrays. No code in it is ever run.
         reset_classifier: keep the model's own class head, the module called `class_head`, instead of the
             checkpoint's, to train on other classes.
 
