@@ -1,0 +1,13 @@
+"""Operations that exist for speed: each one twice, plain (the equation) and fast, under one name.
+
+`with ops.plain():` runs the plain versions, `with ops.plain("deformable_sampling"):` that of one operation. Tests hold
+the two together in values and gradients. Imports torch only.
+"""
+
+from m2f_lab.ops.switch import OPERATIONS, is_plain, plain
+
+__all__ = [
+    "OPERATIONS",
+    "is_plain",
+    "plain",
+]

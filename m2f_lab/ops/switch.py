@@ -1,0 +1,47 @@
+"""The switch between the plain and the fast version of every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+OPERATIONS = (
+    "checkpointed",
+    "deformable_sampling",
+    "mask_and_dice",
+    "mask_costs",
+    "select_uncertain",
+    "window_attention",
+)
+"""Names of the operations that exist twice; each is a function of `m2f_lab.ops`."""
+
+_plain: ContextVar[frozenset[str]] = ContextVar("plain_operations", default=frozenset())
+
+
+def is_plain(operation: str | None = None) -> bool:
+    """True where the plain version of an operation has to run; without a name: where all of them have to."""
+    chosen = _plain.get()
+    return chosen.issuperset(OPERATIONS) if operation is None else operation in chosen
+
+
+@contextmanager
+def plain(*operations: str) -> Iterator[None]:
+    """Run plain versions inside the block: research, gradient checks, `torch.compile`, the ablation.
+
+    With all of them plain, the model and its losses run on ordinary autograd.
+
+    Args:
+        operations: names from `OPERATIONS`; all of them if none is given.
+
+    Raises:
+        ValueError: there is no operation of that name.
+    """
+    for name in operations:
+        if name not in OPERATIONS:
+            raise ValueError(f"There is no operation {name!r}. Operations: {', '.join(OPERATIONS)}.")
+    token = _plain.set(_plain.get() | frozenset(operations or OPERATIONS))
+    try:
+        yield
+    finally:
+        _plain.reset(token)
