@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import Table
-from m2f_lab.model.deformable_attention import deformable_sampling, sample_by_grid
-from m2f_lab.model.pixel_decoder import cell_centres
+from m2f_lab.ops.deformable_sampling import deformable_sampling, sample_by_grid
 
 LEVEL_SIZES = [(16, 16), (32, 32), (64, 64)]
 HEADS, DIM, POINTS = 8, 32, 4

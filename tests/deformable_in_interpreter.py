@@ -12,7 +12,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from m2f_lab.model.deformable_kernel import sample_by_kernel
+from m2f_lab.ops.deformable_kernel import sample_by_kernel
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ import torch
 from timm.layers import DropPath
 from timm.models.swin_transformer import SwinTransformerBlock
 
-from m2f_lab.model.backbone import Backbone, PaddedFirst
+from m2f_lab.model.backbone import Backbone
+from m2f_lab.model.swin import SwinBlock
 from m2f_lab.recipes import ModelConfig
 
 SMALL_SWIN = dict(
@@ -58,9 +59,9 @@ def test_no_stochastic_depth_means_none():
 
 
 def window_attention_as_published(block, x):
-    """Shifted-window attention written as in the Swin paper's code: pad, shift, attend, shift back, crop."""
+    """Shifted-window attention by timm's attention module, in the order of the Swin paper's code."""
     _, height, width, _ = x.shape
-    size, shift = block.window_size[0], block.shift_size[0]
+    size, shift = block.window[0], block.shift[0]
     x = torch.nn.functional.pad(x, (0, 0, 0, -width % size, 0, -height % size))
     padded_height, padded_width = x.shape[1:3]
     region = torch.zeros(1, padded_height, padded_width, 1)
@@ -86,24 +87,37 @@ def window_attention_as_published(block, x):
 def test_swin_pads_before_the_shift(size):
     torch.manual_seed(0)
     block = build(**SMALL_SWIN).eval().network.layers[1].blocks[1]
-    assert any(block.shift_size)
+    assert any(block.shift)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(2, *size, block.dim)
+    theirs = timms_block(block)
+    x = torch.randn(2, *size, 24)
     with torch.no_grad():
-        ours, normalised = block._attend(x), block.norm1(x)
+        ours, normalised = block.attend(x), block.norm1(x)
         torch.testing.assert_close(ours, window_attention_as_published(block, normalised), atol=1e-5, rtol=1e-5)
-        timms_order = SwinTransformerBlock._attn(block, normalised)
+        timms_order = theirs._attn(normalised)
     if size == (14, 14):  # whole windows: nothing to pad, both orders agree
         torch.testing.assert_close(timms_order, ours)
     else:  # the trap is real
         assert (timms_order - ours).abs().max() > 0.1 * ours.abs().max()
 
 
-def test_every_swin_block_pads_first():
-    blocks = [m for m in build(**SMALL_SWIN).modules() if isinstance(m, SwinTransformerBlock)]
-    assert len(blocks) == 5
-    assert all(type(block) is PaddedFirst for block in blocks)
+def timms_block(block):
+    """A block of timm's with the parameters of ours."""
+    theirs = SwinTransformerBlock(
+        24, (7, 7), num_heads=2, window_size=7, shift_size=block.shift, always_partition=True, dynamic_mask=True
+    )
+    theirs.load_state_dict(block.state_dict())
+    return theirs
+
+
+def test_swin_blocks_are_all_replaced_and_keep_their_names():
+    backbone = build(**SMALL_SWIN)
+    assert not [m for m in backbone.modules() if isinstance(m, SwinTransformerBlock)]
+    assert len([m for m in backbone.modules() if isinstance(m, SwinBlock)]) == 5
+    theirs = timm.create_model(SMALL_SWIN["backbone"], num_classes=0, **SMALL_SWIN["backbone_options"])
+    names = [name for name in theirs.state_dict() if not name.startswith("norm.")]
+    assert list(backbone.network.state_dict()) == names
 
 
 @pytest.mark.parametrize(

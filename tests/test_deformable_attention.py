@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from m2f_lab.model.deformable_attention import DeformableAttention, deformable_sampling, sample_by_grid
+from m2f_lab.model.deformable_attention import DeformableAttention
+from m2f_lab.ops.deformable_sampling import deformable_sampling, sample_by_grid
 
 SIZES = [(2, 3), (4, 5), (3, 3)]
 

@@ -1,4 +1,4 @@
-"""Swin's blocks: numbers and gradients of the published code, less work where stochastic depth drops an image."""
+"""Swin's blocks: numbers and gradients of the published code, and less memory."""
 
 import copy
 import pickle
@@ -11,7 +11,6 @@ from m2f_lab.model import swin
 from m2f_lab.model.backbone import Backbone
 from m2f_lab.recipes import ModelConfig
 from tests.test_backbone import SMALL_SWIN, window_attention_as_published
-from tests.test_layers import nodes_behind
 
 
 def small_backbone(**changes):
@@ -24,13 +23,13 @@ def small_backbone(**changes):
 
 @pytest.mark.parametrize("block", [0, 1], ids=["straight", "shifted"])
 @pytest.mark.parametrize("size", [(14, 14), (16, 24), (5, 9)])
-def test_gradients_are_those_of_the_published_code(size, block):
+def test_swin_gradients_equal_the_published_code(size, block):
     """Of the input and of every parameter; padding has a gradient, too: its keys are biases."""
     ours = small_backbone().double().network.layers[1].blocks[block]
     theirs = copy.deepcopy(ours)
-    x = torch.randn(2, *size, ours.dim, dtype=torch.float64)
+    x = torch.randn(2, *size, 24, dtype=torch.float64)
     found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
-    outputs = ours._attend(found), window_attention_as_published(theirs, theirs.norm1(expected))
+    outputs = ours.attend(found), window_attention_as_published(theirs, theirs.norm1(expected))
     torch.testing.assert_close(*outputs)
     gradient = torch.randn_like(x)
     for output in outputs:
@@ -40,23 +39,36 @@ def test_gradients_are_those_of_the_published_code(size, block):
         torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_both_ways_to_attend_agree(masked):
-    """With a gradient of the bias, and fused, without one."""
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 3, 49, 8)
-    bias = torch.randn(3, 49, 49, requires_grad=True)
-    mask = torch.where(torch.rand(4, 1, 49, 49) < 0.3, -100.0, 0.0) if masked else None
-    slow = swin.attend_within(query, key, value, bias, mask)
-    assert "CopySlices" not in nodes_behind(slow), "the gradient of the scores would be copied"
-    assert slow.requires_grad
-    torch.testing.assert_close(slow, swin.attend_within(query, key, value, bias.detach(), mask))
+@pytest.mark.parametrize("window", [(2, 3), (3, 2), (4, 6)])
+def test_windows_are_rectangles_and_merge_back(window):
+    maps = torch.arange(2 * 12 * 12 * 5).view(2, 12, 12, 5)
+    windows = swin.cut_windows(maps, window)
+    per_row = 12 // window[1]
+    for w in (0, per_row - 1, per_row, windows.shape[1] - 1):
+        top, left = w // per_row * window[0], w % per_row * window[1]
+        expected = maps[:, top : top + window[0], left : left + window[1]].flatten(1, 2)
+        assert torch.equal(windows[:, w], expected)
+    assert torch.equal(swin.merge_windows(windows, window, (12, 12)), maps)
 
 
-def test_windows_first_cut_for_inference_serve_training():
+def test_shift_mask_parts_what_only_the_shift_brought_together():
+    """Two tokens of a window see each other if the roll moved neither or both of them across the border."""
+    window, shift, size = (3, 4), (1, 2), (9, 8)
+    place = torch.stack(torch.meshgrid(torch.arange(9), torch.arange(8), indexing="ij"), dim=2)[None]
+    before = swin.cut_windows(place.roll((-shift[0], -shift[1]), (1, 2)), window)[0]  # (W, N, 2)
+    distance = (before[:, :, None] - before[:, None]).abs().amax((1, 2))  # per window
+    mask = swin.shift_mask(size, window, shift, torch.device("cpu"))[:, 0]
+    for w in range(len(mask)):
+        near = ((before[w, :, None] - before[w, None]).abs() < torch.tensor(window)).all(-1)
+        assert torch.equal(mask[w] == 0, near)
+    assert set(mask.unique().tolist()) == {-100.0, 0.0}
+    assert (distance >= torch.tensor(window)).any()
+
+
+def test_shift_masks_first_made_for_inference_serve_training():
     backbone = small_backbone()
     x = torch.randn(1, 3, 64, 96)
-    swin.cut_windows.cache_clear()
+    swin.shift_mask.cache_clear()
     with torch.inference_mode():
         expected = backbone.eval()(x)[-1].clone()
     output = backbone.train()(x)[-1]
@@ -67,29 +79,12 @@ def test_windows_first_cut_for_inference_serve_training():
     torch.testing.assert_close(copy.deepcopy(again).eval()(x)[-1], expected)
 
 
-def test_a_dropped_image_is_not_computed_and_a_kept_one_scaled():
-    torch.manual_seed(0)
-    path, x, seen = swin.SwinTransformerBlock(8, (7, 7), drop_path=0.5).drop_path1.train(), torch.randn(64, 3, 4), []
-
-    def branch(kept):
-        seen.append(len(kept))
-        return torch.tanh(kept)
-
-    output = swin.add_branch(x, branch, path)
-    kept = (output != x).flatten(1).any(1)
-    assert seen == [int(kept.sum())]
-    assert 16 < seen[0] < 48
-    torch.testing.assert_close(output[kept], x[kept] + 2 * torch.tanh(x[kept]))
-    torch.testing.assert_close(swin.add_branch(x, branch, path.eval()), x + torch.tanh(x))
-    assert seen[1] == 64
-
-
 def test_stochastic_depth_draws_what_timm_draws():
     """The same images, and so the same features and gradients."""
     ours = small_backbone(drop_path_rate=0.6).train()
     theirs = copy.deepcopy(ours)
     for block in theirs.modules():
-        if isinstance(block, swin.PaddedFirst):
+        if isinstance(block, swin.SwinBlock):
             block.forward = lambda x, block=block: timms_forward(block, x)
     x = torch.randn(6, 3, 64, 64)
     for backbone in (ours, theirs):
@@ -100,17 +95,13 @@ def test_stochastic_depth_draws_what_timm_draws():
 
 
 def timms_forward(block, x):
-    x = x + block.drop_path1(block._attend(x))
+    x = x + block.drop_path1(block.attend(x))
     return x + block.drop_path2(block.mlp(block.norm2(x)))
 
 
-@pytest.mark.parametrize(("few_channels", "times"), [(0, 1), (128, 0)])
-def test_hidden_features_are_kept_once_at_most(monkeypatch, few_channels, times):
-    """Never beside the result of GELU; and where there are few channels, not at all."""
-    monkeypatch.setattr(swin, "FEW_CHANNELS", few_channels)
+def test_swin_block_keeps_no_hidden_features_and_no_attention_weights():
     block = small_backbone().network.layers[0].blocks[0]
-    x = torch.randn(1, 14, 14, block.dim)
-    kept = {}
+    x, kept = torch.randn(1, 14, 14, 12), {}
 
     def keep(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor
@@ -118,13 +109,15 @@ def test_hidden_features_are_kept_once_at_most(monkeypatch, few_channels, times)
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = block(x.requires_grad_())
-    wide = [t for t in kept.values() if t.numel() == x.numel() * 4 and t.shape[-1] == 4 * block.dim]
-    assert len(wide) == times
+    assert kept
+    parameters = {parameter.data_ptr() for parameter in block.parameters()}
+    kept = [t for t in kept.values() if t.data_ptr() not in parameters]
+    assert not [t.shape for t in kept if t.shape[-1] == 4 * 12 or (t.shape[-2:] == (49, 49) and t.ndim > 3)]
     output.sum().backward()
     assert all(p.grad is not None for p in block.parameters())
 
 
-def test_blocks_computed_twice_have_the_same_gradients_and_keep_less():
+def test_recompute_keeps_less_and_the_same_gradients():
     """Stochastic depth drops the same images both times."""
     backbones = [small_backbone(drop_path_rate=0.5).train() for _ in range(2)]
     backbones[1].recompute()
@@ -146,7 +139,7 @@ def test_blocks_computed_twice_have_the_same_gradients_and_keep_less():
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_a_backbone_that_cannot_be_computed_twice_is_refused():
+def test_recompute_refuses_backbones_that_cannot():
     backbone = small_backbone()
     backbone.network = nn.Identity()
     with pytest.raises(ValueError, match="checkpoint_backbone"):

@@ -2,7 +2,7 @@
 
 B batch, C channels, H/W height/width.
 
-Swin's blocks are replaced by `m2f_lab.model.swin.PaddedFirst`, which pads as the official ones do.
+Swin's blocks are replaced by `m2f_lab.model.swin.SwinBlock`, which pads as the official ones do.
 """
 
 import difflib
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import m2f_lab.model._torchvision  # noqa: F401  isort: skip  (before timm, which imports torchvision)
 import timm
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer import SwinTransformer
 
-from m2f_lab.model.swin import PaddedFirst
+from m2f_lab.model.swin import replace_blocks
 from m2f_lab.recipes import ModelConfig
 
 STRIDES = (4, 8, 16, 32)
@@ -46,12 +46,10 @@ class Backbone(nn.Module):
             # The official Swin normalises every level that leaves it, instead of the last one before the classifier.
             self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in self.channels)
             self.network.norm = nn.Identity()
-            for block in self.network.modules():
-                if isinstance(block, SwinTransformerBlock):
-                    block.__class__ = PaddedFirst  # another order of padding, the same parameters
+            replace_blocks(self.network)
         else:
             self.channels = list(self.network.feature_info.channels())
-        # Pretrained batch norms stay as they are, as in detectron2: batches are too small to measure them anew.
+        # Pretrained batch norms stay as they are, as in detectron2: batches are too small to measure them again.
         self.freeze_batch_norm = bool(config.backbone_weights)
         if self.freeze_batch_norm:
             for norm in _batch_norms(self.network):
@@ -79,7 +77,7 @@ class Backbone(nn.Module):
         return features
 
     def recompute(self) -> None:
-        """Keep only what enters each block for the backward pass, and compute the rest there once more.
+        """Keep only the inputs of each block for the backward pass, which computes the rest again.
 
         Raises:
             ValueError: timm cannot do that with this network.

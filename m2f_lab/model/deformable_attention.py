@@ -6,84 +6,12 @@ H/W height/width of a level.
 Source: Deformable DETR (Zhu et al. 2021), section 4.1. No compiled operator is needed.
 """
 
-import functools
-import importlib.util
-import logging
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2f_lab.model.deformable_bags import sample_by_bags
-from m2f_lab.model.layers import linear, recomputed, softmax_of_few
-
-
-def deformable_sampling(
-    values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    """Sum values, read at fractional locations of every level, with weights.
-
-    CPUs read bags of rows, CUDA devices run a kernel of ours; both add up in float32 at least. Where the kernel cannot
-    run, PyTorch's `grid_sample` does the work. The log says which of them it is.
-
-    Args:
-        values: the levels flattened one behind the other. [B, S, heads, D]
-        level_sizes: height and width of each level; their areas add up to S.
-        locations: (x, y) in [0, 1] of the image; outside it values are zero. [B, Q, heads, L, P, 2]
-        weights: attention weights. [B, Q, heads, L, P]
-
-    Returns:
-        The weighted sum per position and head, in the type of the values. [B, Q, heads, D]
-
-    Source: Deformable DETR, equation 3.
-    """
-    if values.device.type == "cpu":
-        announce(logging.INFO, "Deformable attention on the CPU reads bags of rows.")
-        return sample_by_bags(values, level_sizes, locations, weights)
-    obstacle = obstacle_to_kernel(values.device.type, values.dtype)
-    if obstacle:
-        announce(logging.WARNING, f"Deformable attention runs without its kernel, through grid_sample: {obstacle}.")
-        return sample_by_grid(values, level_sizes, locations, weights)
-    from m2f_lab.model.deformable_kernel import sample_by_kernel  # here: it imports Triton, which is not everywhere
-
-    announce(logging.INFO, "Deformable attention runs its Triton kernel.")
-    return sample_by_kernel(values, level_sizes, locations, weights)
-
-
-@functools.cache
-def announce(level: int, message: str) -> None:
-    """Log a message once per process."""
-    logging.getLogger("m2f_lab").log(level, message)
-
-
-def obstacle_to_kernel(device: str, dtype: torch.dtype) -> str | None:
-    """Why the kernel cannot run there, if it cannot."""
-    if device != "cuda":
-        return f"there is none for the device {device!r}"
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"it computes in float32, not in {dtype}"
-    if importlib.util.find_spec("triton") is None:
-        return 'triton is missing (pip install "m2f_lab[triton]")'
-    return None
-
-
-def sample_by_grid(values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_sampling` as it is usually written without a kernel; runs everywhere, and is what others equal."""
-    batch, _, heads, dim = values.shape
-    queries = locations.shape[1]
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)
-    shares = weights.transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P)
-    total = values.new_zeros(batch * heads, dim, queries)
-    for level, (value, (height, width)) in enumerate(
-        zip(values.split([h * w for h, w in level_sizes], dim=1), level_sizes, strict=True)
-    ):
-        maps = value.permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
-        sampled = F.grid_sample(
-            maps, grids[:, :, level].to(maps.dtype), mode="bilinear", padding_mode="zeros", align_corners=False
-        )  # (B * heads, D, Q, P)
-        total = total + (sampled * shares[:, None, :, level]).sum(dim=3)
-    return total.to(values.dtype).reshape(batch, heads, dim, queries).permute(0, 3, 1, 2)
+from m2f_lab.ops import checkpointed, deformable_sampling
 
 
 class DeformableAttention(nn.Module):
@@ -131,25 +59,16 @@ class DeformableAttention(nn.Module):
             their weights [B, S, heads, L, P], which sum to 1 over L and P.
         """
         values = self.value_projection(features).unflatten(2, (self.num_heads, -1))  # (B, S, heads, D)
-        offsets, scores = self.aim(features, positions)
-        # Offsets are in pixels of the level they point into. What is the same for all points is written out for each of
-        # them: a CPU then runs along L * P * 2 numbers at a time, not along 2, which is nine times as fast.
-        pixels = reference_points.new_tensor([(width, height) for height, width in level_sizes])  # (L, 2)
-        pixels = pixels[:, None].repeat(1, self.num_points, 1)  # (L, P, 2)
-        centres = reference_points[:, None, None, None].repeat(1, 1, *pixels.shape[:2], 1)  # (S, 1, L, P, 2)
-        locations = torch.addcdiv(centres, offsets, pixels)
-        weights = softmax_of_few(scores).unflatten(3, (self.num_levels, self.num_points))  # (B, S, heads, L, P)
+        offsets, weights = checkpointed(self.offsets_and_weights, features, positions)
+        # Offsets are in pixels of the level they point into.
+        pixels = reference_points.new_tensor([(width, height) for height, width in level_sizes])[:, None]  # (L, 1, 2)
+        locations = reference_points[:, None, None, None] + offsets / pixels
         attended = deformable_sampling(values, level_sizes, locations, weights)
         return self.output_projection(attended.flatten(2)), locations, weights
 
-    def aim(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Where to look: offsets [B, S, heads, L, P, 2] in pixels, and how much: scores [B, S, heads, L * P].
-
-        Both are linear maps of the same sum: one product instead of two, and the sum need not be kept.
-        """
-        maps = self.sampling_offsets, self.attention_weights
-        weight, bias = torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps])
-        both = recomputed(lambda: linear(features + positions, weight, bias))
-        offsets, scores = both.split([each.out_features for each in maps], dim=2)
-        offsets = offsets.unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
-        return offsets, scores.unflatten(2, (self.num_heads, -1))
+    def offsets_and_weights(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets of the points, in pixels [B, S, heads, L, P, 2], and their weights [B, S, heads, L, P]."""
+        queries = features + positions
+        points = self.num_heads, self.num_levels, self.num_points
+        weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=3)
+        return self.sampling_offsets(queries).unflatten(2, (*points, 2)), weights.unflatten(3, points[1:])

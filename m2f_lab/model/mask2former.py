@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from m2f_lab.data import Classes
 from m2f_lab.inference import predict
 from m2f_lab.model.backbone import STRIDES, Backbone
-from m2f_lab.model.layers import speed_up_linears
 from m2f_lab.model.pixel_decoder import PixelDecoder
 from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder
 from m2f_lab.recipes import ModelConfig, Recipe
@@ -52,7 +51,6 @@ class Mask2Former(nn.Module):
         self.backbone = backbone
         self.pixel_decoder = pixel_decoder
         self.transformer_decoder = transformer_decoder
-        speed_up_linears(self)
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 

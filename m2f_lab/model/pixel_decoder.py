@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from m2f_lab.model.deformable_attention import DeformableAttention
-from m2f_lab.model.layers import Convolution3x3, feedforward, in_strips, recomputed, sine_positions
+from m2f_lab.model.layers import feedforward, sine_positions
+from m2f_lab.ops import checkpointed
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.structures import cell_centres, resize
 
@@ -33,13 +34,11 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """Features [B, S, C] in and out; the other arguments are those of `DeformableAttention`."""
         attended, _, _ = self.attention(features, positions, reference_points, level_sizes)
-        rows = (features + attended).flatten(0, 1)  # (B * S, C)
-        rows = in_strips(lambda strip: recomputed(self._add_perceptron, strip), rows, self.feedforward[0].out_features)
-        return self.feedforward_norm(rows.view_as(features))
+        return self.feedforward_norm(checkpointed(self._add_perceptron, features + attended))
 
-    def _add_perceptron(self, rows: Tensor) -> Tensor:
-        rows = self.attention_norm(rows)
-        return rows + self.feedforward(rows)
+    def _add_perceptron(self, features: Tensor) -> Tensor:
+        features = self.attention_norm(features)
+        return features + self.feedforward(features)
 
 
 class PixelDecoder(nn.Module):
@@ -60,7 +59,9 @@ class PixelDecoder(nn.Module):
         self.level_embedding = nn.Parameter(torch.empty(NUM_LEVELS, dim))
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
         self.lateral = nn.Sequential(nn.Conv2d(in_channels[0], dim, 1, bias=False), nn.GroupNorm(NUM_GROUPS, dim))
-        self.output = nn.Sequential(Convolution3x3(dim, dim), nn.GroupNorm(NUM_GROUPS, dim), nn.ReLU())
+        self.output = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(NUM_GROUPS, dim), nn.ReLU()
+        )
         self.mask_projection = nn.Conv2d(dim, config.mask_dim, 1)
         self._reset_parameters()
 
@@ -99,15 +100,13 @@ class PixelDecoder(nn.Module):
             level.transpose(1, 2).unflatten(2, size)
             for level, size in zip(features.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
         ]
-        convolution, _ = self.lateral
-        return recomputed(self._project, recomputed(self._merge, convolution(stride4), levels[-1])), levels
+        merged = checkpointed(self._merge, stride4, levels[-1])
+        return checkpointed(self._project, merged), levels
 
-    def _merge(self, lateral: Tensor, level: Tensor) -> Tensor:
-        """The step up to stride 4, as far as the next convolution."""
-        convolution, _, _ = self.output
-        return convolution(self.lateral[1](lateral) + resize(level, (lateral.shape[2], lateral.shape[3])))
+    def _merge(self, stride4: Tensor, level: Tensor) -> Tensor:
+        """Feature-pyramid step up to stride 4, and its convolution. → [B, C, H/4, W/4]"""
+        return self.output[0](self.lateral(stride4) + resize(level, (stride4.shape[2], stride4.shape[3])))
 
     def _project(self, merged: Tensor) -> Tensor:
-        """The mask features, from what that convolution gives."""
-        _, norm, relu = self.output
-        return self.mask_projection(relu(norm(merged)))
+        """Mask features of what that convolution returns. → [B, mask_dim, H/4, W/4]"""
+        return self.mask_projection(self.output[1:](merged))

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 OPERATIONS = (
+    "add_branch",
     "checkpointed",
     "deformable_sampling",
     "mask_and_dice",
     "mask_costs",
     "select_uncertain",
-    "window_attention",
 )
 """Names of the operations that exist twice; each is a function of `m2f_lab.ops`."""
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor
 
 from m2f_lab.explore.traps.measures import distance, mean_iou_with, with_method
 from m2f_lab.explore.traps.trap import Bench, Finding, Trap
 from m2f_lab.model import Mask2Former, ModelConfig
-from m2f_lab.model.backbone import Backbone, PaddedFirst
+from m2f_lab.model.backbone import Backbone
+from m2f_lab.model.swin import SwinBlock, cut_windows, merge_windows, shift_mask, window_attention
 from m2f_lab.weights.sssegmentation import UNFOLD
 
 
@@ -27,10 +27,10 @@ def small_swin() -> Backbone:
 
 
 @torch.no_grad()
-def features_of_swin(bench: Bench, forward: Callable) -> Finding:
-    """Features at stride 8 with `forward` in every block, beside those of the library."""
+def features_of_swin(bench: Bench, attend: Callable) -> Finding:
+    """Features at stride 8 with `attend` as the attention of every block, beside those of the library."""
     swin, images = small_swin(), bench.model.preprocess(bench.images(0)).cpu()
-    changed = with_method(swin, SwinTransformerBlock, "forward", forward)
+    changed = with_method(swin, SwinBlock, "attend", attend)
     return distance(bench, swin(images)[1], changed(images)[1])
 
 
@@ -50,9 +50,18 @@ def as_in_the_file(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def shifted_first(self: SwinTransformerBlock, x: Tensor) -> Tensor:
-    """timm's own block."""
-    return SwinTransformerBlock.forward(self, x)
+def shifted_first(self: SwinBlock, x: Tensor) -> Tensor:
+    """Attention of a block in timm's order: shift, then pad."""
+    height, width = x.shape[1:3]
+    shifted = self.norm1(x).roll((-self.shift[0], -self.shift[1]), (1, 2))
+    padded = F.pad(shifted, (0, 0, 0, -width % self.window[1], 0, -height % self.window[0]))
+    size = (padded.shape[1], padded.shape[2])
+    tokens = self.attn.qkv(cut_windows(padded, self.window)).unflatten(3, (3, self.attn.num_heads, -1))
+    bias = self.position_bias()
+    if any(self.shift):
+        bias = bias + shift_mask(size, self.window, self.shift, x.device)
+    attended = window_attention(*tokens.unbind(3), bias).flatten(3)
+    return self.attn.proj(merge_windows(attended, self.window, size)[:, :height, :width].roll(self.shift, (1, 2)))
 
 
 def padded_before_normalising(self: Mask2Former, images: Tensor) -> Tensor:
@@ -68,7 +77,7 @@ BACKBONE = (
         mistake="timm shifts the windows of a Swin and then pads them to whole ones; the published code, and every "
         "published checkpoint, pads first. Weights load without a complaint and mean something else.",
         question="Where in the image will features differ: everywhere, or along two edges?",
-        unit="features off by up to {} %", right=PaddedFirst.forward, broken=shifted_first, measure=features_of_swin,
+        unit="features off by up to {} %", right=SwinBlock.attend, broken=shifted_first, measure=features_of_swin,
         guarded_by="tests/test_backbone.py::test_swin_pads_before_the_shift",
     ),
     Trap(

@@ -35,7 +35,7 @@ def point_of(locations, weights, index, present, height, width):
 
 @triton.jit
 def block_of_program(S, Q, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """What a program computes: its positions, its channels, the bags of points, and where its head's values begin."""
+    """Work of one program: its positions, channels and bags of points, and the start of its head's values."""
     head, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
     q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, WIDE)[None, :]  # a power of two, as wide as DIM at least

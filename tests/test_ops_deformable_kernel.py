@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2f_lab.model.deformable_attention import deformable_sampling, sample_by_grid
+from m2f_lab.ops.deformable_sampling import deformable_sampling, sample_by_grid
 
 TESTS = Path(__file__).parent
 LEVELS = [(2, 3), (4, 5), (3, 3)]
@@ -86,7 +86,7 @@ def interpreted(tmp_path_factory) -> dict[str, list[torch.Tensor]]:
 
 @needs_triton
 @pytest.mark.parametrize("name", CASES)
-def test_in_the_interpreter(interpreted, name):
+def test_kernel_in_the_interpreter(interpreted, name):
     assert_agree(interpreted[name], CASES[name])
 
 
@@ -94,7 +94,7 @@ def test_in_the_interpreter(interpreted, name):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("name", CASES)
-def test_on_cuda(name):
+def test_kernel_on_cuda(name):
     level_sizes, *tensors = CASES[name]
     values, locations, weights, output_grad = (x.cuda() for x in tensors)
     inputs = [x.requires_grad_() for x in (values, locations, weights)]
@@ -102,6 +102,6 @@ def test_on_cuda(name):
     assert_agree([output, *torch.autograd.grad(output, inputs, output_grad)], CASES[name])
 
 
-def test_nothing_else_needs_triton():
-    program = "import sys; sys.modules['triton'] = None; import m2f_lab.model, m2f_lab.training"
+def test_package_imports_without_triton():
+    program = "import sys; sys.modules['triton'] = None; import m2f_lab.ops, m2f_lab.model, m2f_lab.training"
     subprocess.run([sys.executable, "-c", program], cwd=TESTS.parent, check=True)

@@ -83,7 +83,7 @@ class BagSampling(torch.autograd.Function):
 
 
 class Canvas:
-    """Where the cells of all levels lie in one table of rows, [heads * height * pitch, D]; for one image at a time."""
+    """Layout of the cells of all levels in one table of rows, [heads * height * pitch, D]; one image at a time."""
 
     def __init__(self, level_sizes: list[tuple[int, int]], heads: int, points: int, dtype: torch.dtype) -> None:
         self.level_sizes, self.heads, self.dtype = level_sizes, heads, dtype
@@ -91,7 +91,7 @@ class Canvas:
         self.tops = [sum(h + 1 for h, _ in level_sizes[:i]) for i in range(len(level_sizes))]  # of the borders
         self.height = sum(h + 1 for h, _ in level_sizes) + 2
         self.corners = (0, 1, self.pitch, self.pitch + 1)
-        # How many rows of the table can be a first corner, so that all four are there.
+        # Rows of the table that can be a first corner, so that all four are there.
         self.num_cells = heads * self.height * self.pitch - self.corners[-1]
         self.extent = torch.tensor([(w, h) for h, w in level_sizes], dtype=dtype).repeat_interleave(points, dim=0)
         planes = torch.arange(heads, dtype=torch.int32) * (self.height * self.pitch)
@@ -127,8 +127,8 @@ class Canvas:
         pixels = pixels.clamp(torch.zeros_like(self.extent), self.extent + 1)
         corner = pixels.floor()
         cells = torch.add(corner[..., 0], corner[..., 1], alpha=self.pitch).int().add_(self.origins)
-        # The end of the last border lacks corners: a cell before it reads the same zeros. And a location that is not a
-        # number gives a sum that is none, but must not read outside the table.
+        # The end of the last border lacks corners: a cell before it reads the same zeros. NaN locations give NaN;
+        # clamping keeps the index in bounds.
         cells.clamp_(0, self.num_cells - 1)
         return cells.flatten(0, 1), pixels.sub_(corner).flatten(0, 1)
 
@@ -158,7 +158,7 @@ class Canvas:
 
 
 def corner_shares(fractions: Tensor, weights: Tensor) -> Tensor:
-    """How much each of a point's four corners counts, from [N, M, 2] and [N, M]. [N, 4, M]"""
+    """Share of each of a point's four corners, from fractions [N, M, 2] and weights [N, M]. [N, 4, M]"""
     right, below = fractions.unbind(2)
     lower = weights * below
     rows = torch.stack([weights - lower, lower], dim=1)

@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
-from m2f_lab.model import deformable_attention
-from m2f_lab.model.deformable_attention import deformable_sampling, sample_by_grid
-from m2f_lab.model.deformable_bags import Canvas, sample_by_bags
+from m2f_lab import ops
+from m2f_lab.ops.deformable_bags import Canvas, sample_by_bags
+from m2f_lab.ops.deformable_sampling import announce, deformable_sampling, sample_by_grid, why_no_kernel
 
 DOUBLE = torch.float64
 
@@ -40,12 +40,12 @@ def assert_equal_to_grid_sample(level_sizes, inputs):
     [[(2, 3), (4, 5), (3, 3)], [(7, 4)], [(1, 1), (1, 1)], [(1, 9), (8, 1)], [(4, 2), (3, 7), (5, 5), (1, 2)]],
     ids=str,
 )
-def test_equal_to_grid_sample(level_sizes):
+def test_bags_equal_grid_sample(level_sizes):
     assert_equal_to_grid_sample(level_sizes, random_inputs(level_sizes))
 
 
 @pytest.mark.parametrize("level_sizes", [[(3, 4)], [(2, 5), (4, 3)], [(4, 3), (2, 5)]], ids=str)
-def test_on_around_and_beyond_the_edge(level_sizes):
+def test_bags_equal_grid_sample_around_the_edge(level_sizes):
     """Every half pixel from well outside to well outside: where corners of a point leave the image one by one."""
     values, _, _ = random_inputs(level_sizes, batch=1, heads=2, dim=2)
     locations = []
@@ -59,14 +59,28 @@ def test_on_around_and_beyond_the_edge(level_sizes):
     assert_equal_to_grid_sample(level_sizes, (values, locations, weights))
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_deformable_sampling_plain_equals_fast(dtype):
+    """Values and all gradients through the switch; plain is grid_sample on ordinary autograd."""
+    level_sizes = [(5, 6), (9, 7)]
+    inputs = random_inputs(level_sizes, dim=8, points=4, dtype=dtype)
+    fast = output_and_gradients(deformable_sampling, level_sizes, inputs)
+    with ops.plain("deformable_sampling"):
+        plain = output_and_gradients(deformable_sampling, level_sizes, inputs)
+        assert "BagSampling" not in deformable_sampling(inputs[0], level_sizes, *inputs[1:]).grad_fn.name()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    for ours, theirs in zip(fast, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.detach().abs().max()))
+
+
+def test_bags_gradcheck():
     level_sizes = [(2, 3), (3, 2)]
     inputs = random_inputs(level_sizes, batch=2, queries=2)
     assert torch.autograd.gradcheck(lambda v, o, w: sample_by_bags(v, level_sizes, o, w), inputs)
 
 
 @pytest.mark.parametrize("far", [1e3, 1e9, 1e30, float("inf"), -1e9, float("-inf")])
-def test_far_away_is_zero(far):
+def test_bags_read_zero_far_away(far):
     level_sizes = [(2, 3), (4, 5)]
     values, locations, weights = random_inputs(level_sizes, dtype=torch.float32)
     near = locations.detach()
@@ -83,7 +97,7 @@ def test_far_away_is_zero(far):
     assert value_grad.isfinite().all()
 
 
-def test_a_location_that_is_not_a_number_spoils_its_own_sum_only():
+def test_bags_with_a_nan_location_spoil_one_sum_only():
     level_sizes = [(2, 3), (4, 5)]
     inputs = random_inputs(level_sizes, dtype=torch.float32)
     clean = sample_by_bags(inputs[0], level_sizes, inputs[1], inputs[2]).detach()
@@ -96,7 +110,7 @@ def test_a_location_that_is_not_a_number_spoils_its_own_sum_only():
 
 
 @pytest.mark.parametrize(("batch", "queries"), [(0, 5), (2, 0)])
-def test_nothing_to_do(batch, queries):
+def test_bags_of_empty_inputs(batch, queries):
     level_sizes = [(2, 3), (4, 5)]
     inputs = random_inputs(level_sizes, batch=batch, queries=queries)
     output, value_grad, *_ = output_and_gradients(sample_by_bags, level_sizes, inputs)
@@ -105,7 +119,7 @@ def test_nothing_to_do(batch, queries):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_summed_in_float32(dtype):
+def test_bags_sum_half_precision_in_float32(dtype):
     level_sizes = [(5, 6), (9, 7)]
     values, locations, weights = (x.detach().to(dtype) for x in random_inputs(level_sizes, dim=8, points=4))
     exact = output_and_gradients(
@@ -118,7 +132,7 @@ def test_half_precision_is_summed_in_float32(dtype):
         torch.testing.assert_close(tensor.double(), reference, rtol=4 * torch.finfo(dtype).eps, atol=0.02)
 
 
-def test_autocast_and_strided_inputs():
+def test_bags_under_autocast_and_strided():
     level_sizes = [(3, 4), (5, 2)]
     values, locations, weights = (x.detach().float() for x in random_inputs(level_sizes, heads=3))
     expected = sample_by_grid(values, level_sizes, locations, weights)
@@ -127,7 +141,7 @@ def test_autocast_and_strided_inputs():
         torch.testing.assert_close(sample_by_bags(strided, level_sizes, locations, weights), expected)
 
 
-def test_levels_on_the_canvas_do_not_touch():
+def test_canvas_levels_do_not_touch():
     """Also across the ends of rows, where one row's border on the right is the next one's on the left."""
     canvas = Canvas([(2, 3), (1, 1), (3, 2)], heads=2, points=1, dtype=torch.float32)
     table = canvas.paint(torch.ones(13, 2, 1))
@@ -136,7 +150,7 @@ def test_levels_on_the_canvas_do_not_touch():
     assert not table.view(2, -1, canvas.pitch)[:, :, 0].any()
 
 
-def test_nothing_of_the_samples_size_is_kept_for_backward():
+def test_bags_keep_inputs_only_for_backward():
     inputs = random_inputs([(2, 3), (4, 5)])
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
@@ -144,9 +158,9 @@ def test_nothing_of_the_samples_size_is_kept_for_backward():
     assert set(kept) == {x.data_ptr() for x in inputs}
 
 
-def test_the_log_says_once_which_path_runs(caplog):
+def test_log_names_the_path_once(caplog):
     level_sizes = [(2, 3)]
-    deformable_attention.announce.cache_clear()
+    announce.cache_clear()
     values, locations, weights = (x.detach() for x in random_inputs(level_sizes))
     with caplog.at_level(logging.INFO, logger="m2f_lab"):
         for _ in range(3):
@@ -159,16 +173,15 @@ def test_the_log_says_once_which_path_runs(caplog):
     assert "grid_sample: there is none for the device 'meta'" in caplog.records[1].getMessage()
 
 
-def test_why_there_is_no_kernel(monkeypatch):
-    obstacle = deformable_attention.obstacle_to_kernel
-    assert "float64" in obstacle("cuda", torch.float64)
+def test_why_no_kernel(monkeypatch):
+    assert "float64" in why_no_kernel("cuda", torch.float64)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install" in obstacle("cuda", torch.float32)
+    assert "pip install" in why_no_kernel("cuda", torch.float32)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    assert obstacle("cuda", torch.bfloat16) is None
+    assert why_no_kernel("cuda", torch.bfloat16) is None
 
 
-def test_the_benchmark_in_miniature(monkeypatch, tmp_path):
+def test_benchmark_in_miniature(monkeypatch, tmp_path):
     from benchmarks import deformable_attention as benchmark
     from benchmarks import report
 
