@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.report import Table
 from m2f_lab.ops.deformable_sampling import deformable_sampling, sample_by_grid
+from m2f_lab.structures import cell_centres
 
 LEVEL_SIZES = [(16, 16), (32, 32), (64, 64)]
 HEADS, DIM, POINTS = 8, 32, 4

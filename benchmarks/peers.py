@@ -30,8 +30,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import Table
 from m2f_lab.model import Mask2Former, ModelConfig, build_model
-from m2f_lab.model.layers import linear
-from m2f_lab.products import HAS_ONEDNN
 from m2f_lab.weights import load_weights
 
 REPEATS, WARM_UP = 7, 1
@@ -194,20 +192,15 @@ def autocast(precision: str, device: str) -> AbstractContextManager:
 
 
 def matrix_product_rate(precision: str, device: str) -> float:
-    """Floating point operations per second in products of large matrices, by the faster of the libraries we use."""
+    """Floating point operations per second in products of large matrices."""
     side = 8192 if device == "cuda" else 1536
     a, b = torch.randn(2, side, side, device=device, dtype=getattr(torch, precision))
-    return 2 * side**3 / min(median_seconds(product, device) for product in (lambda: a @ b, lambda: linear(a, b, None)))
+    return 2 * side**3 / median_seconds(lambda: a @ b, device)
 
 
 def count_operations(work: Callable[[], object]) -> int:
     """Floating point operations of matrix products, convolutions and attention."""
-
-    def of_linear(x: torch.Size, weight: torch.Size, *_, **__) -> int:
-        return 2 * x.numel() * weight[0]
-
-    ours = {torch.ops.mkldnn._linear_pointwise: of_linear} if HAS_ONEDNN else {}  # which the counter does not know
-    with FlopCounterMode(display=False, custom_mapping=ours) as counter:
+    with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
@@ -238,11 +231,16 @@ def compared(ours: dict, theirs: dict) -> tuple[str, ...]:
     )
 
 
+def computes_bfloat16() -> bool:
+    """True if the CPU has instructions for bfloat16 that PyTorch uses."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def obstacle_to_measuring(device: str, precision: str, small: bool) -> str | None:
     """Why a row stays empty, if it does: no GPU, or a CPU on which a step in bfloat16 would take minutes."""
     if device == "cuda":
         return None if torch.cuda.is_available() else "not measured"
-    slow = precision == "bfloat16" and not (HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    slow = precision == "bfloat16" and not computes_bfloat16()
     return "no bfloat16" if slow and not small else None
 
 

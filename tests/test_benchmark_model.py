@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from benchmarks import ablation, compiled, peers, report
-from m2f_lab.model import layers
+from m2f_lab import ops
+from m2f_lab.ops import memory
+from m2f_lab.ops.deformable_bags import BagSampling
 
 
 @pytest.mark.slow
@@ -58,7 +60,7 @@ def test_the_ratio_is_the_median_over_rounds():
     ],
 )
 def test_what_cannot_be_measured_is_left_empty(monkeypatch, device, precision, small, expected):
-    monkeypatch.setattr(peers, "HAS_ONEDNN", False)
+    monkeypatch.setattr(peers, "computes_bfloat16", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert peers.obstacle_to_measuring(device, precision, small) == expected
 
@@ -72,12 +74,12 @@ def test_a_side_that_fails_says_why(tmp_path):
         peers.compared({"failed": f"OSError: {tmp_path}"}, {"failed": ""})
 
 
-def test_without_single_ideas_the_loss_is_the_same(tmp_path, monkeypatch):
-    """And the ideas are really left out: each function below is called in all rows but one."""
+def test_ablation_switches_one_operation_at_a_time(tmp_path, monkeypatch):
+    """One row for each operation, and the same loss in all; each function below is called in all rows but its own."""
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(peers, "REPEATS", 1)
     monkeypatch.setattr(peers, "turn", nullcontext)
-    called = {"checkpoint": [0], "_OneDnnLinear": [0], "_Convolution3x3": [0]}  # with everything, then by row
+    called = {"checkpointed": [0], "deformable_sampling": [0]}  # with everything, then by row
 
     def measure(name, folder, small):
         wholes = wholes_measured or [ablation.measure(ablation.WHOLE, folder, small)]
@@ -95,20 +97,17 @@ def test_without_single_ideas_the_loss_is_the_same(tmp_path, monkeypatch):
 
     wholes_measured = []
     monkeypatch.setattr(ablation, "measure_beside", measure)
-    monkeypatch.setattr(layers, "checkpoint", counted("checkpoint", layers.checkpoint))
-    for name in ("_OneDnnLinear", "_Convolution3x3"):
-        monkeypatch.setattr(getattr(layers, name), "apply", counted(name, getattr(layers, name).apply))
+    monkeypatch.setattr(memory, "checkpoint", counted("checkpointed", memory.checkpoint))
+    monkeypatch.setattr(BagSampling, "apply", counted("deformable_sampling", BagSampling.apply))
     ablation.main(["--small"])
     (table,) = json.loads((tmp_path / "ablation.json").read_text())
-    assert len(table["rows"]) == len(ablation.WITHOUT)
-    assert len({row[column] for row in table["rows"] for column in ("loss", "loss with it")}) == 1
-    for calls, idea in (
-        (called["checkpoint"], "cheap and wide features computed twice"),
-        (called["_OneDnnLinear"], "linear maps by oneDNN"),
-        (called["_Convolution3x3"], "weight gradient of the 3 × 3 convolution by shifts"),
-    ):
+    assert [next(iter(row.values())) for row in table["rows"]] == list(ablation.WITHOUT)
+    assert set(ops.OPERATIONS) < set(ablation.WITHOUT)
+    losses = [float(row[column]) for row in table["rows"] for column in ("loss", "loss with it")]
+    assert max(losses) - min(losses) <= 0.011
+    for name, calls in called.items():
         rows = [ablation.WHOLE, *ablation.WITHOUT]
-        assert [name for name, count in zip(rows, calls, strict=True) if count == 0] == [idea]
+        assert {row for row, count in zip(rows, calls, strict=True) if count == 0} == {name, ablation.ALL_PLAIN}
 
 
 @pytest.mark.slow
