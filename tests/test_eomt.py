@@ -1,5 +1,6 @@
 """EoMT: parity with transformers on random weights, key maps, annealing of masks, states, and training."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +12,13 @@ from transformers import (
     EomtDinov3ForUniversalSegmentation,
     EomtForUniversalSegmentation,
 )
+from transformers.utils import logging
 
+from m2f_lab.data import Classes
+from m2f_lab.explore import CounterfactualExplorer, PixelExplorer, QueryExplorer, SamplingExplorer
 from m2f_lab.model.eomt import EoMT, build_eomt
 from m2f_lab.recipes import ModelConfig
+from m2f_lab.weights import load_weights
 from m2f_lab.weights.eomt import EOMT, EOMT_DINOV3, EOMT_OFFICIAL, eomt_to_huggingface
 
 CLASSES, QUERIES, DEPTH, BLOCKS, WIDTH, HEADS = 5, 7, 4, 3, 32, 4
@@ -276,3 +281,42 @@ def test_eomt_refuses_what_is_no_vit():
         )
     with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
         small_eomt(img_size=64)(torch.zeros(1, 4, 32, 32))
+
+
+def test_load_weights_reads_eomt_of_transformers(tmp_path):
+    logging.disable_progress_bar()
+    theirs = build_theirs(image_size=64, patch_size=16)
+    theirs.save_pretrained(tmp_path)
+    ours = small_eomt(img_size=64, patch_size=16)
+    assert load_weights(ours, tmp_path).format == "Hugging Face EoMT"
+    assert_same_predictions(ours, theirs, (64, 64), BLOCKS + 1)
+
+
+def test_load_weights_reads_the_authors_eomt(tmp_path):
+    saved, loaded = (small_eomt(img_size=64, patch_size=16) for _ in range(2))
+    torch.save(EOMT_OFFICIAL.to_theirs(saved.state_dict()), tmp_path / "pytorch_model.bin")
+    assert load_weights(loaded, tmp_path / "pytorch_model.bin").format == "official EoMT"
+    assert all(torch.equal(saved.state_dict()[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
+def test_eomt_opens_in_explorers(tmp_path):
+    model = small_eomt(img_size=64, patch_size=16)
+    scramble(model)
+    model.mask_probabilities.copy_(torch.tensor([0.0, 0.0, 1.0]))  # annealed but for the last block
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    model.classes = Classes(tuple("abcde"), tuple((50 * i, 0, 0) for i in range(CLASSES)))
+    explorer = QueryExplorer(model, image)
+    trace = explorer.trace
+    assert trace.num_predictions == BLOCKS + 1
+    assert trace.missing == ()
+    assert [cells.shape for cells in trace.blocked] == [(QUERIES, 4, 5)] * BLOCKS
+    assert [cells.any() for cells in trace.blocked] == [False, False, True]
+    assert trace.strides == (16,) * BLOCKS
+    assert [weights.shape for weights in trace.attention] == [(QUERIES, HEADS, 4, 5)] * BLOCKS
+    explorer.layer, explorer.head = 2, 1
+    explorer.save_html(tmp_path / "queries.html")
+    explorer.close()
+    PixelExplorer(model, image).close()
+    for tool in (SamplingExplorer, CounterfactualExplorer):
+        with pytest.raises((TypeError, ValueError), match="EoMT"):
+            tool(model, image)
