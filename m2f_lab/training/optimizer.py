@@ -12,7 +12,7 @@ from m2f_lab.recipes import OptimizationConfig
 
 _EMBEDDINGS = (
     "query_features", "query_positions", "level_embedding",  # ours
-    "relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token",  # timm's Swin and ViT
+    "relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token", "reg_token",  # timm's
 )  # fmt: skip
 
 
