@@ -139,6 +139,7 @@ class EoMT(nn.Module):
         super().__init__()
         self.config = config
         self.classes: Classes | None = None
+        self.builder: str | None = None
         self.backbone = ViT(config)
         network, count = self.backbone.network, config.num_decoder_layers
         dim, self.first = network.embed_dim, len(network.blocks) - count  # the first block that takes queries
@@ -273,4 +274,6 @@ class EoMT(nn.Module):
 
 def build_eomt(config: ModelConfig) -> EoMT:
     """Build an EoMT with fresh heads, and a ViT that is fresh or pretrained as the config says; see `EoMT`."""
-    return EoMT(config)
+    model = EoMT(config)
+    model.builder = "m2f_lab.model:build_eomt"
+    return model
