@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, distributed
 
-from m2f_lab.loss import Criterion, Matcher, Matching, NonFiniteError
-from m2f_lab.loss.criterion import average_num_masks, dice_loss, mask_loss
-from m2f_lab.recipes import LossConfig
+from m2f_lab import ops, recipes
+from m2f_lab.loss import Criterion, Divisors, Matcher, Matching, NonFiniteError, build_criterion, sees_output, terms
+from m2f_lab.loss.criterion import average_num_masks
 from m2f_lab.structures import MaskLogits, Output, Target, sample_points
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -100,10 +101,24 @@ def official_losses(
     return losses
 
 
+def same_mask(logits: Tensor, truth: Tensor) -> Tensor:
+    """The library's mask term under another identity: the criterion must not take the fused operation for it."""
+    return terms.mask(logits, truth)
+
+
+PATHS = {
+    "as trained": (nullcontext, {}),
+    "plain": (ops.plain, {}),
+    "own term": (nullcontext, {"terms": {"mask": same_mask, "dice": terms.dice}}),
+}
+on_all_paths = pytest.mark.parametrize("path", PATHS)
+
+
 # --- the official numbers ---------------------------------------------------------------------------------------------
 
 
-def test_losses_are_the_official_ones():
+@on_all_paths
+def test_losses_equal_the_official_ones(path):
     golden = load_file(GOLDEN / "official_swin.safetensors")
     reference = json.loads((GOLDEN / "official_swin.json").read_text())
     config = reference["config"]
@@ -124,7 +139,8 @@ def test_losses_are_the_official_ones():
     for prediction in range(5):
         single = replace(output, class_logits=[output.class_logits[prediction]], masks=[output.masks[prediction]])
         points = torch.stack([golden[f"match.{prediction}.{image}.points"] for image in range(2)])
-        found = Matcher(config["num_points"])(single, targets, points)
+        with PATHS[path][0]():
+            found = Matcher(config["num_points"])(single, targets, points)
         rows += [
             (image, prediction, query, segment)
             for image, query, segment in zip(
@@ -136,7 +152,10 @@ def test_losses_are_the_official_ones():
     for prediction in range(5):
         points[matching.prediction == prediction] = golden[f"loss.{prediction}.points"]
 
-    losses = Criterion(config["num_classes"], num_points=config["num_points"]).losses(output, targets, matching, points)
+    switch, options = PATHS[path]
+    criterion = Criterion(config["num_classes"], num_points=config["num_points"], **options)
+    with switch():
+        losses = criterion.losses(output, targets, matching, points)
     for prediction, expected in reference["losses"].items():
         for term, name in (("class", "loss_ce"), ("mask", "loss_mask"), ("dice", "loss_dice")):
             assert losses[f"{prediction}.{term}"].item() == pytest.approx(expected[name], rel=1e-4), (prediction, term)
@@ -144,12 +163,15 @@ def test_losses_are_the_official_ones():
     assert len(losses) == 1 + 3 * 5
 
 
-def test_losses_and_gradients_are_those_of_dense_masks(targets):
+@on_all_paths
+def test_losses_and_gradients_equal_those_of_dense_masks(targets, path):
+    switch, options = PATHS[path]
     output = random_output(dtype=torch.float64)
-    criterion = Criterion(K, num_points=40)
+    criterion = Criterion(K, num_points=40, **options)
     matching = criterion.matcher(output, targets)
     points = torch.rand(len(matching.image), 40, 2, dtype=torch.float64)
-    losses = criterion.losses(output, targets, matching, points)
+    with switch():
+        losses = criterion.losses(output, targets, matching, points)
     expected = official_losses(output, targets, matching, points)
     assert losses.keys() == expected.keys()
     for name, value in expected.items():
@@ -186,15 +208,18 @@ def published_points(criterion: Criterion, output: Output, targets: list[Target]
     return torch.stack(rows)
 
 
+@on_all_paths
 @pytest.mark.parametrize("share", [0.6, 1.0])
-def test_masks_are_compared_where_the_matched_ones_are_undecided(output, targets, share):
-    criterion = Criterion(K, num_points=40, oversample_ratio=2.5, importance_sample_ratio=share)
+def test_masks_are_compared_where_the_matched_ones_are_undecided(output, targets, share, path):
+    switch, options = PATHS[path]
+    criterion = Criterion(K, num_points=40, oversample_ratio=2.5, importance_sample_ratio=share, **options)
     matching = criterion.matcher(output, targets)
     torch.manual_seed(3)
     points = published_points(criterion, output, targets, matching)
     expected = criterion.losses(output, targets, matching, points)
     torch.manual_seed(3)
-    losses = criterion.losses(output, targets, matching)
+    with switch():
+        losses = criterion.losses(output, targets, matching)
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, msg=name)
     for ours, theirs in zip(
@@ -218,7 +243,7 @@ def test_without_a_share_for_uncertain_points_all_are_uniform(output, targets):
 
 
 def test_the_total_is_the_weighted_sum(output, targets):
-    criterion = Criterion(K, num_points=40, class_weight=3, mask_weight=5, dice_weight=7)
+    criterion = Criterion(K, num_points=40, weights={"class": 3, "dice": 7})
     losses = criterion(output, targets)
     expected = sum(
         weight * losses[f"{prediction}.{term}"]
@@ -281,15 +306,15 @@ def test_an_undecided_mask_costs_the_logarithm_of_two():
 def test_mask_and_dice_loss_by_hand():
     logits = torch.tensor([[0.0, math.log(3)], [30.0, -30.0]])  # probabilities 1/2, 3/4; 1, 0
     truth = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    torch.testing.assert_close(mask_loss(logits, truth), torch.tensor([(math.log(2) + math.log(4 / 3)) / 2, 0.0]))
-    torch.testing.assert_close(dice_loss(logits, truth), torch.tensor([1 - (1.5 + 1) / (1.25 + 1 + 1), 0.0]))
+    torch.testing.assert_close(terms.mask(logits, truth), torch.tensor([(math.log(2) + math.log(4 / 3)) / 2, 0.0]))
+    torch.testing.assert_close(terms.dice(logits, truth), torch.tensor([1 - (1.5 + 1) / (1.25 + 1 + 1), 0.0]))
 
 
 def test_gradients_of_the_mask_losses():
     logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     truth = torch.rand(2, 6, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: mask_loss(x, truth), logits)
-    assert torch.autograd.gradcheck(lambda x: dice_loss(x, truth), logits)
+    assert torch.autograd.gradcheck(lambda x: terms.mask(x, truth), logits)
+    assert torch.autograd.gradcheck(lambda x: terms.dice(x, truth), logits)
 
 
 def test_only_matched_masks_and_all_classes_are_taught(output, targets, criterion):
@@ -304,11 +329,164 @@ def test_only_matched_masks_and_all_classes_are_taught(output, targets, criterio
         assert (output.class_logits[prediction].grad.abs().sum(-1) > 0).all()
 
 
+# --- changed terms ----------------------------------------------------------------------------------------------------
+
+
+def thousand(logits: Tensor, truth: Tensor) -> Tensor:
+    return 1000 + 0 * logits.sum(1)
+
+
+@pytest.mark.parametrize("term", ["mask", "dice"])
+def test_a_replaced_function_changes_the_loss(monkeypatch, output, targets, term):
+    def losses() -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        return build_criterion(recipes.debug_tiny(num_classes=K))(output, targets)
+
+    before = losses()
+    monkeypatch.setattr(terms, term, thousand)
+    after = losses()
+    other = {"mask": "dice", "dice": "mask"}[term]
+    for prediction in range(L):
+        assert after[f"{prediction}.{term}"].item() == pytest.approx(1000)
+        torch.testing.assert_close(after[f"{prediction}.{other}"], before[f"{prediction}.{other}"])
+    difference = sum(5 * (1000 - before[f"{prediction}.{term}"]) for prediction in range(L))
+    torch.testing.assert_close(after["total"] - before["total"], difference)
+
+
+def test_terms_get_the_logits_and_truth_of_the_chosen_points(output, targets):
+    seen = []
+
+    def watching(logits: Tensor, truth: Tensor) -> Tensor:
+        seen.append((logits.detach(), truth))
+        return logits.mean(1)
+
+    criterion = Criterion(K, terms={"own": watching}, weights={"own": 2.0}, num_points=40)
+    assert criterion.term_names == ("class", "own")
+    losses = criterion(output, targets)
+    assert list(losses)[1:] == [f"{prediction}.{term}" for term in ("class", "own") for prediction in range(L)]
+    assert [logits.shape for logits, _ in seen] == [(4 * L, 40), (2 * L, 40)]  # image by image
+    assert all(truth.shape == logits.shape and 0 <= truth.min() <= truth.max() <= 1 for logits, truth in seen)
+    own = sum(losses[f"{prediction}.own"] for prediction in range(L))
+    torch.testing.assert_close(own, sum(logits.mean(1).sum() for logits, _ in seen) / 6)
+
+
+def test_a_term_that_sees_the_output_is_divided_by_the_number_of_segments(output, targets, criterion):
+    @sees_output
+    def area(output: Output, targets: list[Target], matching: Matching) -> Tensor:
+        assert len(matching.image) == 6 * L
+        return torch.stack([masks.dense().sigmoid().mean() for masks in output.masks])
+
+    extended = replace(criterion, terms={**criterion.terms, "area": area}, weights={"area": 3.0})
+    torch.manual_seed(1)
+    expected = criterion(output, targets)
+    torch.manual_seed(1)
+    losses = extended(output, targets)
+    assert all(torch.equal(losses[name], value) for name, value in expected.items() if name != "total")
+    areas = [output.masks[prediction].dense().sigmoid().mean() / 6 for prediction in range(L)]
+    for prediction, value in enumerate(areas):
+        torch.testing.assert_close(losses[f"{prediction}.area"], value)
+    torch.testing.assert_close(losses["total"], expected["total"] + 3 * sum(areas))
+    alone = Criterion(K, terms={"area": area}, weights={"area": 3.0}, num_points=40)(output, targets)
+    torch.testing.assert_close(alone["1.area"], areas[1])
+
+
+def test_a_changed_class_term_is_weighted_alike(output, targets, criterion):
+    focal = replace(criterion, class_term=lambda logits, classes: terms.cross_entropy(logits, classes) ** 2)
+    matching = criterion.matcher(output, targets)
+    losses = focal.losses(output, targets, matching)
+    classes = torch.full((3, Q), K)
+    query, segment = matching.of(1, 0)
+    classes[0, query] = targets[0].labels[segment]
+    query, segment = matching.of(1, 2)
+    classes[2, query] = targets[2].labels[segment]
+    each = F.cross_entropy(output.class_logits[1].flatten(0, 1), classes.flatten(), reduction="none") ** 2
+    weight = torch.where(classes.flatten() == K, 0.1, 1.0)
+    torch.testing.assert_close(losses["1.class"], (each * weight).sum() / weight.sum())
+
+
+def test_divisors_replace_those_of_the_images(output, targets, criterion):
+    torch.manual_seed(1)
+    own = criterion(output, targets)
+    torch.manual_seed(1)
+    given = criterion(output, targets, Divisors(queries=2 * (6 + 0.1 * (3 * Q - 6)), segments=18))
+    for prediction in range(L):
+        torch.testing.assert_close(given[f"{prediction}.class"], own[f"{prediction}.class"] / 2)
+        for term in ("mask", "dice"):
+            torch.testing.assert_close(given[f"{prediction}.{term}"], own[f"{prediction}.{term}"] / 3)
+
+
+@on_all_paths
+def test_predictions_may_have_features_of_their_own(targets, path):
+    """The same masks, once over shared features and once over copies, one of them with more channels."""
+    switch, options = PATHS[path]
+    criterion = Criterion(K, num_points=40, **options)
+    shared = random_output(dtype=torch.float64)
+    masks = [shared.masks[0]]
+    for prediction in range(1, L):
+        copy = shared.masks[prediction].features.detach().clone().requires_grad_()
+        masks.append(MaskLogits(shared.masks[prediction].embeddings, copy))
+    wider = torch.cat([masks[2].features, torch.zeros_like(masks[2].features[:, :2])], dim=1).detach().requires_grad_()
+    masks[2] = MaskLogits(F.pad(masks[2].embeddings, (0, 2)), wider)
+    results = []
+    for output in (shared, replace(shared, masks=masks)):
+        torch.manual_seed(1)
+        with switch():
+            results.append(criterion(output, targets))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, msg=name)
+    features = [masks[0].features, masks[1].features, wider]
+    (expected,) = torch.autograd.grad(results[0]["total"], shared.masks[0].features)
+    found = torch.autograd.grad(results[1]["total"], features)
+    torch.testing.assert_close(sum(gradient[:, :C] for gradient in found), expected)
+
+
+# --- fused and plain --------------------------------------------------------------------------------------------------
+
+
+def losses_and_gradients(
+    make: Callable[[], Criterion], output: Output, targets: list[Target], plain: bool
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    torch.manual_seed(4)
+    with ops.plain() if plain else nullcontext():
+        losses = make()(output, targets)
+    return losses, torch.autograd.grad(losses["total"], leaves(output))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fused_and_plain_agree_in_values_and_gradients(targets, dtype, layout):
+    output = random_output(dtype=dtype)
+    features = output.masks[0].features.detach().contiguous(memory_format=layout).requires_grad_()
+    output = replace(output, masks=[MaskLogits(masks.embeddings, features) for masks in output.masks])
+    fused, fused_gradients = losses_and_gradients(lambda: Criterion(K, num_points=400), output, targets, plain=False)
+    plain, plain_gradients = losses_and_gradients(lambda: Criterion(K, num_points=400), output, targets, plain=True)
+    for name, value in plain.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    for ours, theirs in zip(fused_gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_library_s_own_terms_are_fused(monkeypatch, output, targets, criterion):
+    calls = []
+    fused = ops.mask_and_dice
+    monkeypatch.setattr(ops, "mask_and_dice", lambda *arguments: calls.append(1) or fused(*arguments))
+    own = replace(criterion, terms={"mask": same_mask, "dice": terms.dice})
+    for each, expected in ((criterion, 1), (own, 1), (criterion, 2)):
+        each(output, targets)
+        assert len(calls) == expected
+    with ops.plain():
+        criterion(output, targets)
+    assert len(calls) == 2
+
+
 # --- nothing to learn -------------------------------------------------------------------------------------------------
 
 
-def test_images_without_segments_teach_no_object(output, criterion):
-    losses = criterion(output, [random_target(0)] * 3)
+@on_all_paths
+def test_images_without_segments_teach_no_object(output, path):
+    switch, options = PATHS[path]
+    with switch():
+        losses = Criterion(K, num_points=40, **options)(output, [random_target(0)] * 3)
     for prediction in range(L):
         expected = -output.class_logits[prediction].log_softmax(-1)[..., -1].mean()
         torch.testing.assert_close(losses[f"{prediction}.class"], expected)
@@ -443,5 +621,30 @@ def test_settings_are_checked(wrong):
         Criterion(**{"num_classes": 3, **wrong})
 
 
-def test_a_recipe_holds_all_settings_and_the_same_defaults():
-    assert Criterion(K, **asdict(LossConfig())) == Criterion(K)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(terms={"own": same_mask}), r"a term without a weight: \['own'\]"),
+        (dict(weights={"own": 1.0}), r"a weight without a term: \['own'\]"),
+        (dict(terms={"class": same_mask}), "see class_term"),
+    ],
+    ids=["no weight", "no term", "class"],
+)
+def test_terms_and_weights_must_belong_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        Criterion(K, **options)
+
+
+def test_build_criterion_takes_all_settings_of_the_recipe():
+    recipe = recipes.ade20k_swin_tiny()
+    assert build_criterion(recipe) == Criterion(150)
+    changed = recipe.vary(
+        loss=dict(
+            num_points=10, oversample_ratio=2.0, importance_sample_ratio=0.5, class_weight=3.0, mask_weight=4.0,
+            dice_weight=6.0, no_object_weight=0.2,
+        )
+    )  # fmt: skip
+    weights = {"class": 3.0, "mask": 4.0, "dice": 6.0}
+    assert build_criterion(changed) == Criterion(
+        150, weights=weights, no_object_weight=0.2, num_points=10, oversample_ratio=2.0, importance_sample_ratio=0.5
+    )

@@ -7,7 +7,6 @@ published one.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from m2f_lab import build_model, recipes
 from m2f_lab.data.cityscapes import TRAIN_IDS
-from m2f_lab.loss import Criterion
+from m2f_lab.loss import build_criterion
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.scenes import draw_street
 from m2f_lab.structures import Output, Target
@@ -76,7 +75,7 @@ def fresh(request: pytest.FixtureRequest, batch: tuple[Tensor, list[Target]]) ->
 def test_every_loss_of_every_prediction_is_where_theory_says(fresh: Output, batch) -> None:
     targets = batch[1]
     areas = torch.cat([target.dense().flatten(1).float().mean(1) for target in targets])
-    losses = Criterion(RECIPE.model.num_classes, **asdict(RECIPE.loss))(fresh, targets)
+    losses = build_criterion(RECIPE)(fresh, targets)
     ranges = expected_ranges(RECIPE.model, areas)
     outside = {
         name: (round(loss.item(), 3), ranges[name.split(".")[1]])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from m2f_lab import ops
 from m2f_lab.loss import Matcher, NonFiniteError
 from m2f_lab.loss import matcher as matcher_module
 from m2f_lab.structures import MaskLogits, Output, Target, sample_points
@@ -66,6 +69,9 @@ def official_costs(class_logits: Tensor, mask_logits: Tensor, target: Target, po
     }
 
 
+plain_and_fast = pytest.mark.parametrize("switch", [nullcontext, ops.plain], ids=["fast", "plain"])
+
+
 # --- the official matcher ---------------------------------------------------------------------------------------------
 
 
@@ -86,7 +92,8 @@ def golden_targets(golden: dict[str, Tensor]) -> list[Target]:
 
 
 @pytest.mark.parametrize("prediction", range(5))
-def test_costs_and_assignments_are_the_official_ones(golden, prediction):
+@plain_and_fast
+def test_costs_and_assignments_equal_the_official_ones(golden, prediction, switch):
     config = json.loads((GOLDEN / "official_swin.json").read_text())["config"]
     matcher = Matcher(config["num_points"], config["class_weight"], config["mask_weight"], config["dice_weight"])
     arguments = (
@@ -94,8 +101,9 @@ def test_costs_and_assignments_are_the_official_ones(golden, prediction):
         golden_targets(golden),
         torch.stack([golden[f"match.{prediction}.{image}.points"] for image in range(2)]),
     )
-    costs = matcher.costs(*arguments)
-    matching = matcher(*arguments)
+    with switch():
+        costs = matcher.costs(*arguments)
+        matching = matcher(*arguments)
     for image in range(2):
         expected = golden[f"match.{prediction}.{image}.cost"]
         torch.testing.assert_close(sum(costs[image].values())[0], expected, rtol=1e-4, atol=1e-5)
@@ -105,10 +113,12 @@ def test_costs_and_assignments_are_the_official_ones(golden, prediction):
 
 
 @pytest.mark.parametrize("at_once", [10_000, 7], ids=["all at once", "seven points at a time"])
-def test_all_predictions_cost_what_they_cost_one_by_one(monkeypatch, output, targets, at_once):
-    monkeypatch.setattr(matcher_module, "rows_at_once", lambda *_: at_once)
+@plain_and_fast
+def test_all_predictions_cost_what_they_cost_one_by_one(monkeypatch, output, targets, at_once, switch):
+    monkeypatch.setattr(import_module("m2f_lab.ops.mask_costs"), "POINTS_ON_CPU", at_once)
     points = torch.rand(3, 100, 2)
-    costs = Matcher().costs(output, targets, points)
+    with switch():
+        costs = Matcher().costs(output, targets, points)
     for image, prediction in itertools.product(range(3), range(L)):
         dense = output.masks[prediction].dense()[image]
         expected = official_costs(output.class_logits[prediction][image], dense, targets[image], points[image])
@@ -287,10 +297,22 @@ def test_targets_must_fit_the_output(output, targets):
         Matcher(num_points=50)(output, targets)
 
 
-def test_predictions_must_share_their_features(output, targets):
-    output.masks[1] = MaskLogits(output.masks[1].embeddings, output.masks[1].features.clone())
-    with pytest.raises(ValueError, match=r"share one tensor of mask features.*side by side"):
+@plain_and_fast
+def test_predictions_may_have_features_of_their_own(output, targets, switch):
+    points = torch.rand(3, 100, 2)
+    expected = Matcher().costs(output, targets, points)
+    for prediction in (0, 2):
+        masks = output.masks[prediction]
+        output.masks[prediction] = MaskLogits(masks.embeddings, masks.features.clone())
+    with switch():
+        costs = Matcher().costs(output, targets, points)
+    for image in range(3):
+        for term in ("class", "mask", "dice"):
+            torch.testing.assert_close(costs[image][term], expected[image][term])
+    output.masks[0].features[1] = float("nan")
+    with pytest.raises(NonFiniteError) as caught:
         Matcher(num_points=50)(output, targets)
+    assert caught.value.culprits == [(1, 0, "mask"), (1, 0, "dice")]
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------

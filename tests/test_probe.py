@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from m2f_lab.training.planning import probe
-from m2f_lab.training.step import Learner
+from m2f_lab.training.step import TrainStep
 from tests.toy_training import toy_recipe
 
 CPU = torch.device("cpu")
@@ -22,12 +22,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Iteration and images of the steps that are taken. An image takes a second, the first ones a minute."""
     taken, now = [], [0.0]
 
-    def step(self: Learner, batch, iteration: int) -> None:
+    def step(self: TrainStep, batch, iteration: int) -> None:
         assert len(batch.names) == self.recipe.optimization.batch_size
         now[0] += len(batch.names) * (60.0 if iteration <= probe.WARM_UP else 1.0)
         taken.append((iteration, len(batch.names)))
 
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainStep, "step", step)
     monkeypatch.setattr(probe.time, "perf_counter", lambda: now[0])
     return taken
 

@@ -18,7 +18,7 @@ from m2f_lab.scenes import write_cityscapes
 from m2f_lab.training import ProgressBar, Run, train
 from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.run import append_row
-from m2f_lab.training.step import Learner, seed_everything
+from m2f_lab.training.step import TrainStep, seed_everything
 from tests.toy_training import (
     Recorder,
     StopAt,
@@ -200,7 +200,7 @@ class TestCallbacks:
 class TestErrors:
     def test_non_finite_loss_names_iteration_and_images(self, root, tmp_path, monkeypatch):
         """The checkpoint before it stays."""
-        step = Learner.step
+        step = TrainStep.step
 
         def poisoned(self, batch, iteration):
             if iteration == 3:
@@ -208,7 +208,7 @@ class TestErrors:
                     self.model.transformer_decoder.class_head.weight.fill_(torch.nan)
             return step(self, batch, iteration)
 
-        monkeypatch.setattr(Learner, "step", poisoned)
+        monkeypatch.setattr(TrainStep, "step", poisoned)
         with pytest.raises(FloatingPointError, match=r"Iteration 3, images 0 = training_\d, 1 = training_\d.*class"):
             train(toy_recipe(), root, tmp_path / "run")
         assert Run(tmp_path / "run").iteration == 2

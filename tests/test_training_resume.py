@@ -15,7 +15,7 @@ import torch
 import m2f_lab.training.loop as loop
 from m2f_lab.training import Run, train
 from m2f_lab.training.optimizer import clipped_step
-from m2f_lab.training.step import Learner
+from m2f_lab.training.step import TrainStep
 from tests.toy_training import (
     Recorder,
     StopAt,
@@ -133,14 +133,14 @@ class TestInterrupt:
         assert_same_run(train(toy_recipe(), root, tmp_path / "run"), whole)
 
     def test_interrupt_during_a_step_waits_for_the_step(self, root, whole, tmp_path, monkeypatch):
-        step = Learner.step
+        step = TrainStep.step
 
         def interrupted(self, batch, iteration):
             if iteration == 2:
                 os.kill(os.getpid(), signal.SIGINT)
             return step(self, batch, iteration)
 
-        monkeypatch.setattr(Learner, "step", interrupted)
+        monkeypatch.setattr(TrainStep, "step", interrupted)
         run = train(toy_recipe(), root, tmp_path / "run")
         assert run.iteration == 3
         assert len(run.steps) == 3

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2f_lab.data import open_dataset, training_batches
-from m2f_lab.loss import Criterion
+from m2f_lab.data import Batch, open_dataset, training_batches
+from m2f_lab.loss import Divisors, build_criterion
 from m2f_lab.model import build_model
-from m2f_lab.structures import Target
+from m2f_lab.structures import MaskLogits, Output, Target
 from m2f_lab.training import Run, train
+from m2f_lab.training import step as step_module
 from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.optimizer import build_optimizer
-from m2f_lab.training.step import Learner, Share, autocast_dtype, gradient_shares, split
+from m2f_lab.training.step import TrainStep, autocast_dtype, split, whole_batch_divisors
 from tests.toy_training import (
     StopAt,
     all_tensors,
@@ -67,11 +68,11 @@ class TestParts:
         recipe = self.RECIPE.vary(optimization=dict(accumulation_steps=num_parts))
         torch.manual_seed(0)
         model = build_model(recipe.model)
-        criterion = Criterion(recipe.model.num_classes, num_points=recipe.loss.num_points)
+        criterion = build_criterion(recipe)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         optimizer = build_optimizer(model, recipe.optimization)
-        learner = Learner(recipe, model, criterion, optimizer, scaler, torch.float32, ALONE)
-        losses = learner.step(self.batch(root), 0)
+        train_step = TrainStep(recipe, model, criterion, optimizer, scaler, torch.float32, ALONE)
+        losses = train_step.step(self.batch(root), 0)
         return {name: p.grad for name, p in model.named_parameters()}, losses
 
     @pytest.mark.parametrize("num_parts", [2, 4])
@@ -90,24 +91,42 @@ class TestParts:
         """The images differ in their number of segments, so the weights matter."""
         monkeypatch.setattr("m2f_lab.loss.points.random_points", fixed_points)
         monkeypatch.setattr("m2f_lab.loss.matcher.random_points", fixed_points)
-        monkeypatch.setattr("m2f_lab.training.step.gradient_shares", lambda parts, *_: [Share(0.25, 0.25)] * 4)
+        monkeypatch.setattr(step_module, "whole_batch_divisors", lambda *_: Divisors(4 * 1.1, 4 * 2))
         _, losses = self.gradient(root, 4)
         monkeypatch.undo()
         assert losses["loss"] != pytest.approx(self.gradient(root, 1)[1]["loss"], rel=1e-3)
 
-    def test_shares_by_hand(self):
-        def target(num_segments: int) -> Target:
-            return Target(labels=torch.zeros(num_segments, dtype=torch.long), masks=torch.zeros(num_segments, 2, 2) > 0)
+    def test_divisors_by_hand(self):
+        def divisors(counts: list[int], world: DistributedContext = ALONE) -> Divisors:
+            targets = [Target(torch.zeros(n, dtype=torch.long), masks=torch.zeros(n, 2, 2) > 0) for n in counts]
+            batch = Batch(torch.zeros(len(counts), 3, 8, 8), targets, [""] * len(counts))
+            return whole_batch_divisors(batch, output, 0.1, world)
 
-        # 10 queries; parts of one image with 3 and 1 segments: class weights 3 + 0.7 and 1 + 0.9.
-        shares = gradient_shares([[target(3)], [target(1)]], 10, 0.1, ALONE)
-        assert [s.masks for s in shares] == pytest.approx([3 / 4, 1 / 4])
-        assert [s.classes for s in shares] == pytest.approx([3.7 / 5.6, 1.9 / 5.6])
-        # More segments than queries: only as many as there are queries count as matched, but all as segments.
-        shares = gradient_shares([[target(12)], [target(0)]], 10, 0.1, ALONE)
-        assert [s.classes for s in shares] == pytest.approx([10 / 11, 1 / 11])
-        assert [s.masks for s in shares] == pytest.approx([1, 1 / 12])  # an empty part adds nothing, divided by 1
-        assert gradient_shares([[target(3), target(0)]], 10, 0.1, ALONE) == [Share(1.0, 1.0)]
+        logits = torch.zeros(1, 10, 4)
+        output = Output([logits], [MaskLogits(torch.zeros(1, 10, 1), torch.zeros(1, 1, 2, 2))], (8, 8), (8, 8))
+        # 10 queries; images with 3 and 1 segments: class weights 3 + 0.7 and 1 + 0.9.
+        assert divisors([3, 1]) == pytest.approx((5.6, 4))
+        # More segments than queries: only as many as there are queries are matched, but all count as segments.
+        assert divisors([12, 0]) == pytest.approx((11, 12))
+        assert divisors([0, 0]) == pytest.approx((2, 1))
+
+        class Three(DistributedContext):
+            def sum(self, values: list[float]) -> list[float]:
+                return [3 * value for value in values]
+
+        assert divisors([3, 1], Three(rank=0, size=3, device=CPU)) == pytest.approx((5.6, 4))
+
+    def test_divisors_are_those_of_the_criterion(self, root):
+        recipe = self.RECIPE
+        batch = self.batch(root)
+        torch.manual_seed(0)
+        output, criterion = build_model(recipe.model)(batch.images), build_criterion(recipe)
+        results = []
+        for divisors in (None, whole_batch_divisors(batch, output, criterion.no_object_weight, ALONE)):
+            torch.manual_seed(1)
+            results.append(criterion(output, batch.targets, divisors))
+        for name, value in results[0].items():
+            torch.testing.assert_close(results[1][name], value, msg=name)
 
     def test_split_keeps_the_order(self, root):
         batch = self.batch(root)

@@ -1,6 +1,7 @@
-"""What the model is taught: matching of queries and segments, and the losses of the matched pairs."""
+"""Matching of queries and segments, and the losses of the matched pairs."""
 
-from m2f_lab.loss.criterion import Criterion, build_criterion
+from m2f_lab.loss.criterion import Criterion, Divisors, build_criterion
 from m2f_lab.loss.matcher import Matcher, Matching, NonFiniteError
+from m2f_lab.loss.terms import sees_output
 
-__all__ = ["Criterion", "Matcher", "Matching", "NonFiniteError", "build_criterion"]
+__all__ = ["Criterion", "Divisors", "Matcher", "Matching", "NonFiniteError", "build_criterion", "sees_output"]

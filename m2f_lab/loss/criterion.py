@@ -6,85 +6,129 @@ P points, H/W height/width of the mask features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor
 
-from m2f_lab.loss.matcher import Matcher, Matching, in_float32
-from m2f_lab.loss.pairs import SharedPoints, pair_losses
-from m2f_lab.loss.points import PointReader, sample_all_segments, sample_segments, shared_points
-from m2f_lab.structures import MaskLogits, Output, Target, sample_points
+from m2f_lab import ops
+from m2f_lab.loss import terms
+from m2f_lab.loss.matcher import Matcher, Matching, by_features, in_float32
+from m2f_lab.loss.points import sample_segments, shared_points
+from m2f_lab.recipes import Recipe
+from m2f_lab.structures import Output, Target
+
+WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}
+"""The paper's weights, in matching and in the loss."""
+
+FUSED = {"mask": terms.mask, "dice": terms.dice}
+"""The terms for which `ops.mask_and_dice` stands in."""
+
+
+class Divisors(NamedTuple):
+    """Numbers by which the sums of a prediction are divided.
+
+    Attributes:
+        queries: sum of the class weights of all queries, for the class term
+        segments: number of segments, at least 1, for all other terms
+    """
+
+    queries: Tensor | float
+    segments: Tensor | float
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Class, mask and dice loss of every prediction, added up with their weights.
+    """Weighted sum of a class term and any other terms, over all predictions.
 
     Attributes:
         num_classes: K, without "no object"
+        terms: by name; see `m2f_lab.loss.terms` for what a term takes and returns
+        weights: of the terms in the loss; "class", "mask" and "dice" also weigh the costs of matching. Names that are
+            left out keep the paper's weights.
+        class_term: (logits [N, K+1], classes [N]) → [N]
+        no_object_weight: weight of queries without a segment in the class term
         num_points: P, at which masks are compared, in matching and in the loss
         oversample_ratio: candidates per point from which the uncertain ones are chosen
         importance_sample_ratio: share of the points that is chosen by uncertainty
-        class_weight, mask_weight, dice_weight: weights of the terms, in matching and in the loss
-        no_object_weight: weight of queries that are matched with nothing, in the cross-entropy
 
     Source: Mask2Former (Cheng et al. 2022), sections 3.3 and 4.1.
     """
 
     num_classes: int
+    terms: Mapping[str, Callable[..., Tensor]] = field(default_factory=lambda: dict(mask=terms.mask, dice=terms.dice))
+    weights: Mapping[str, float] = field(default_factory=dict)
+    class_term: Callable[[Tensor, Tensor], Tensor] = field(default_factory=lambda: terms.cross_entropy)
+    no_object_weight: float = 0.1
     num_points: int = 12544
     oversample_ratio: float = 3.0
     importance_sample_ratio: float = 0.75
-    class_weight: float = 2.0
-    mask_weight: float = 5.0
-    dice_weight: float = 5.0
-    no_object_weight: float = 0.1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", WEIGHTS | dict(self.weights))
         for name, sound, expected in (
             ("num_classes", self.num_classes >= 1, "at least 1"),
             ("num_points", self.num_points >= 1, "at least 1"),
             ("oversample_ratio", self.oversample_ratio >= 1, "at least 1"),
             ("importance_sample_ratio", 0 <= self.importance_sample_ratio <= 1, "in [0, 1]"),
             ("no_object_weight", self.no_object_weight > 0, "positive, or an image without segments has no loss"),
+            ("terms", not {"class", "total"} & set(self.terms), 'without "class" and "total"; see class_term'),
         ):
             if not sound:
                 raise ValueError(f"Criterion.{name} must be {expected}, got {getattr(self, name)!r}.")
+        known = {*WEIGHTS, *self.terms}
+        for wrong, problem in (
+            (known - set(self.weights), "a term without a weight"),
+            (set(self.weights) - known, "a weight without a term"),
+        ):
+            if wrong:
+                raise ValueError(f"Criterion: {problem}: {sorted(wrong)}. Terms: {sorted(known)}.")
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the terms of each prediction: "class" first."""
+        return ("class", *self.terms)
 
     @property
     def matcher(self) -> Matcher:
-        return Matcher(self.num_points, self.class_weight, self.mask_weight, self.dice_weight)
+        return Matcher(self.num_points, *(self.weights[name] for name in WEIGHTS))
 
-    def __call__(self, output: Output, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Match, then compare.
+    def __call__(
+        self, output: Output, targets: Sequence[Target], divisors: Divisors | None = None
+    ) -> dict[str, Tensor]:
+        """Match queries with segments, then compare.
 
         Args:
-            output: what the model predicts for B images
+            output: predictions for B images
             targets: ground truth of each image, on the same device
+            divisors: of the whole batch, if these images are a part of it; otherwise they are the whole batch
 
         Returns:
-            "total", the weighted sum, to call backward on; and "l.class", "l.mask", "l.dice" of every prediction l,
-            unweighted. Scalars in float32, under autocast too.
+            "total", the weighted sum, to call backward on; and "l.class", "l.mask", … of every prediction l, one for
+            each of `term_names`, unweighted. Scalars in float32, under autocast too.
 
         Raises:
             NonFiniteError: a prediction holds NaN or infinity; names image, prediction and term.
             ValueError: output and targets do not belong together, or a label is no class.
         """
         output = in_float32(output)
-        return self.losses(output, targets, self.matcher(output, targets))
+        return self.losses(output, targets, self.matcher(output, targets), divisors=divisors)
 
     def losses(
-        self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
+        self,
+        output: Output,
+        targets: Sequence[Target],
+        matching: Matching,
+        points: Tensor | None = None,
+        divisors: Divisors | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of a given matching; returns what a call returns.
+        """Losses of a given matching; returns what a call returns.
 
         Args:
-            output, targets: as in a call
+            output, targets, divisors: as in a call
             matching: M pairs
             points: where to compare each pair, (x, y) in [0, 1] of the padded image, instead of drawing them. [M, P, 2]
         """
@@ -94,22 +138,22 @@ class Criterion:
                 "build both from the same recipe."
             )
         output = in_float32(output)
-        device = output.masks[0].features.device
+        device = output.class_logits[0].device
         with torch.autocast(device.type, enabled=False):
-            class_loss = self.class_loss(output, targets, matching)  # (L,)
-            mask_loss, dice_loss = self.mask_losses(output, targets, matching, points)  # (L,), (L,)
-            num_masks = average_num_masks(targets, device)
-            mask_loss, dice_loss = mask_loss / num_masks, dice_loss / num_masks
-            total = self.class_weight * class_loss + self.mask_weight * mask_loss + self.dice_weight * dice_loss
-        result = {"total": total.sum()}
-        for name, values in (("class", class_loss), ("mask", mask_loss), ("dice", dice_loss)):
-            result.update({f"{prediction}.{name}": value for prediction, value in enumerate(values.unbind())})
+            segments = average_num_masks(targets, device) if divisors is None else divisors.segments
+            class_sum, weight = self.class_sums(output, targets, matching)  # (L,), (L,)
+            losses = {"class": class_sum / (weight if divisors is None else divisors.queries)}
+            losses |= {name: values / segments for name, values in self.sums(output, targets, matching, points).items()}
+            total = sum(self.weights[name] * values for name, values in losses.items()).sum()
+        result = {"total": total}
+        for name, values in losses.items():
+            result |= {f"{prediction}.{name}": value for prediction, value in enumerate(values.unbind())}
         return result
 
-    def class_loss(self, output: Output, targets: Sequence[Target], matching: Matching) -> Tensor:
-        """Cross-entropy of all queries; those without a segment are to say "no object". [L]
+    def class_sums(self, output: Output, targets: Sequence[Target], matching: Matching) -> tuple[Tensor, Tensor]:
+        """Weighted class term summed over all queries, and the sum of the weights. [L], [L]
 
-        The mean is weighted: every term and the divisor carry the weight of the class to be predicted.
+        A query without a segment learns "no object", with its weight.
         """
         logits = torch.stack(output.class_logits)  # (L, B, Q, K+1)
         first = torch.tensor([0] + [target.num_segments for target in targets[:-1]]).cumsum(0)  # (B,)
@@ -122,67 +166,83 @@ class Criterion:
 
         weight = logits.new_ones(self.num_classes + 1)
         weight[-1] = self.no_object_weight
-        losses = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, reduction="none")
-        return losses.view(len(logits), -1).sum(1) / weight[classes].flatten(1).sum(1)
+        weight = weight[classes].flatten(1)  # (L, B*Q)
+        losses = self.class_term(logits.flatten(0, 2), classes.flatten()).view_as(weight)
+        return (losses * weight).sum(1), weight.sum(1)
 
-    def mask_losses(
+    def sums(
         self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy and dice, summed over the matched pairs of each prediction. [L], [L]"""
-        masks, queries = output.masks[0], output.masks[0].num_queries
-        stacked = MaskLogits(torch.cat([m.embeddings for m in output.masks], dim=1), masks.features)
-        query = matching.prediction * queries + matching.query
-        pairs_per_image = torch.bincount(matching.image, minlength=len(targets)).tolist()
-        segments = matching.segment.to(masks.features.device, non_blocking=True)
-        if points is None:
-            shared = [self.draw(target, output) for target in targets]
-            own = stacked.embeddings[matching.image, query]  # (M, C)
-            pairs = pair_losses(masks.features, own, segments, pairs_per_image, shared)
-        else:
-            truth = torch.cat(
-                [
-                    sample_segments(target, numbers, where, output.padded_size)
-                    for target, numbers, where in zip(
-                        targets, segments.split(pairs_per_image), points.split(pairs_per_image), strict=True
-                    )
-                ]
-            )  # (M, P)
-            dense = stacked.select(matching.image, query)  # (M, H, W)
-            logits = sample_points(dense.unsqueeze(1), points).squeeze(1)  # (M, P)
-            pairs = mask_loss(logits, truth), dice_loss(logits, truth)
-
-        def per_prediction(losses: Tensor) -> Tensor:  # (M,) → (L,)
-            predictions = output.num_predictions
-            images = [part.view(predictions, len(part) // predictions) for part in losses.split(pairs_per_image)]
-            return torch.cat(images, dim=1).sum(1)
-
-        mask, dice = pairs
-        return per_prediction(mask), per_prediction(dice)
+    ) -> dict[str, Tensor]:
+        """All terms but the class term, summed over the segments of each prediction. {name: [L]}"""
+        pointwise = {name: term for name, term in self.terms.items() if not getattr(term, "sees_output", False)}
+        drawn = self.draw(output, targets, matching, points) if pointwise else []
+        owner = matching.image if points is None else torch.arange(len(points))  # which of them a pair uses
+        sums = dict.fromkeys(pointwise, 0)
+        for shared in by_features(output) if pointwise else ():
+            rows = torch.isin(matching.prediction, torch.tensor(shared.predictions)).nonzero().squeeze(1)  # (m,)
+            segments = matching.segment[rows].to(shared.features.device, non_blocking=True)
+            counts = torch.bincount(owner[rows], minlength=len(drawn)).tolist()
+            pairs = zip(drawn, segments.split(counts), strict=True)
+            groups = [replace(group, segments=own) for group, own in pairs if len(own)]
+            losses = compare(pointwise, shared.features, shared.embeddings_of(matching, rows), groups)  # name: (m,)
+            belongs = matching.prediction[rows] == torch.arange(output.num_predictions)[:, None]  # (L, m)
+            belongs = belongs.to(shared.features, non_blocking=True)
+            sums = {name: sums[name] + belongs @ of_pair for name, of_pair in losses.items()}
+        return {
+            name: sums[name] if name in pointwise else term(output, targets, matching)
+            for name, term in self.terms.items()
+        }
 
     @torch.no_grad()
-    def draw(self, target: Target, output: Output) -> SharedPoints:
-        """Draw points for all pairs of an image: candidates, of which each pair keeps the least certain, and the rest.
-
-        Source: PointRend (Kirillov et al. 2020), section 3.1, "Training"; Mask2Former, section 3.3.
-        """
-        features = output.masks[0].features
-        points, *numbers = shared_points(
-            self.num_points, self.oversample_ratio, self.importance_sample_ratio, like=features
-        )
-        read_truth = partial(sample_all_segments, target, points, output.padded_size)  # → (T, P)
-        return SharedPoints(PointReader.at(points, output.masks[0].size), read_truth, *numbers)
-
-
-def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Binary cross-entropy of each pair, averaged over points. [M, P], [M, P] → [M]"""
-    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
+    def draw(
+        self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
+    ) -> list[ops.PairGroup]:
+        """Draw points for the pairs of each image; of given points [M, P, 2], every pair has its own."""
+        if points is None:
+            options = self.num_points, self.oversample_ratio, self.importance_sample_ratio
+            features = output.masks[0].features
+            drawn = [(image, *shared_points(*options, like=features)) for image in range(len(targets))]
+        else:
+            drawn = [(image, own, 0, 0) for image, own in zip(matching.image.tolist(), points, strict=True)]
+        return [
+            ops.PairGroup(image, own, sample_segments(targets[image], own, output.padded_size), *numbers)
+            for image, own, *numbers in drawn
+        ]
 
 
-def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Dice loss of each pair (Milletari et al. 2016), smoothed by 1. [M, P], [M, P] → [M]"""
-    probability = logits.sigmoid()
-    overlap = (probability * truth).sum(1)
-    return 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
+def compare(
+    pointwise: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    features: Tensor,
+    embeddings: Tensor,
+    groups: Sequence[ops.PairGroup],
+) -> dict[str, Tensor]:
+    """Call every term on the mask logits of each pair and its segment, at the points that the pair chooses.
+
+    `ops.mask_and_dice` takes over for exactly the library's own two terms. For others, logits are computed again in
+    the backward pass, so that one group of them at a time is kept.
+
+    Args:
+        pointwise: terms (logits [m, P], truth [m, P]) → [m]
+        features: [B, C, H, W]
+        embeddings: of each pair, group by group. [M, C]
+        groups: the pairs
+
+    Returns:
+        {name: [M]}
+    """
+    if pointwise == FUSED and not ops.is_plain("mask_and_dice"):
+        return dict(zip(FUSED, ops.mask_and_dice(features, embeddings, groups), strict=True))
+
+    def of_group(features: Tensor, embeddings: Tensor, group: ops.PairGroup) -> list[Tensor]:
+        logits, truth = ops.at_chosen_points(features, embeddings, group)  # (m, P), (m, P)
+        return [term(logits, truth) for term in pointwise.values()]
+
+    nothing = embeddings[:0].sum(1) + 0 * features.sum()  # distributed training waits for every gradient
+    losses = [[nothing] * len(pointwise)]
+    images, counts = features.unbind(), [len(group.segments) for group in groups]
+    for group, own in zip(groups, embeddings.split(counts), strict=True):
+        losses.append(ops.checkpointed(of_group, images[group.image], own, group))
+    return {name: torch.cat(of_name) for name, of_name in zip(pointwise, zip(*losses, strict=True), strict=True)}
 
 
 def average_num_masks(targets: Sequence[Target], device: torch.device) -> Tensor | int:
@@ -195,10 +255,14 @@ def average_num_masks(targets: Sequence[Target], device: torch.device) -> Tensor
     return (total / torch.distributed.get_world_size()).clamp(min=1)
 
 
-def build_criterion(recipe):
-    from dataclasses import asdict
-
-    return Criterion(recipe.model.num_classes, **asdict(recipe.loss))
-
-
-Criterion.term_names = property(lambda self: ("class", "mask", "dice"))
+def build_criterion(recipe: Recipe) -> Criterion:
+    """The paper's criterion with the settings of a recipe."""
+    loss = recipe.loss
+    return Criterion(
+        recipe.model.num_classes,
+        weights={"class": loss.class_weight, "mask": loss.mask_weight, "dice": loss.dice_weight},
+        no_object_weight=loss.no_object_weight,
+        num_points=loss.num_points,
+        oversample_ratio=loss.oversample_ratio,
+        importance_sample_ratio=loss.importance_sample_ratio,
+    )

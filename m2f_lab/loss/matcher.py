@@ -1,4 +1,4 @@
-"""Which query learns which segment: bipartite matching of predictions and ground truth.
+"""Bipartite matching of queries and segments, in every prediction by itself.
 
 B images, L predictions, Q queries, K classes, C mask feature channels, T segments of an image, P points, M matched
 pairs of all images and predictions.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from m2f_lab.loss.points import PointReader, random_points, rows_at_once, sample_all_segments, top_to_bottom
-from m2f_lab.products import linear_product
+from m2f_lab.loss.points import random_points, sample_segments, sort_by_row
+from m2f_lab.ops import PointSampler, mask_costs, sample_points
 from m2f_lab.structures import MaskLogits, Output, Target
 
 
@@ -47,7 +48,7 @@ class Matching:
         image: [M]
         prediction: [M]
         query: [M]
-        segment: 0…T-1, the segment that the query is to become. [M]
+        segment: 0…T-1, the segment assigned to the query. [M]
     """
 
     image: Tensor
@@ -95,7 +96,7 @@ class Matcher:
         costs = [sum(image_terms.values()) for image_terms in terms]
         labels = torch.cat([target.labels for target in targets])
 
-        # Everything the host must know travels together: one synchronisation per step.
+        # Costs, labels and flags are packed into one tensor: one synchronisation per step.
         parts = [*costs, labels, *finite_predictions(output)]
         packed = torch.cat([part.flatten().to(terms[0]["class"].dtype) for part in parts]).cpu()
         *costs, labels, finite_class, finite_masks = (
@@ -116,23 +117,25 @@ class Matcher:
         """
         output = in_float32(output)
         _check_sizes(output, targets)
-        features = output.masks[0].features
         if points is None:
-            points = random_points(len(targets), self.num_points, like=features)
-            points = [top_to_bottom(of_image) for of_image in points]
+            points = random_points(len(targets), self.num_points, like=output.masks[0].features)
+            points = [sort_by_row(of_image) for of_image in points]
+        groups = by_features(output)
         class_logits = torch.stack(output.class_logits, dim=1)  # (B, L, Q, K+1)
-        embeddings = torch.stack([masks.embeddings for masks in output.masks], dim=1)  # (B, L, Q, C)
-
         terms = []
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(class_logits.device.type, enabled=False):
             for image, target in enumerate(targets):
-                # A wrong label would be an unexplained crash on a GPU; it is reported after the transfer instead.
+                # An invalid label would trigger a device-side assert. Clamp here, report after the transfer.
                 labels = target.labels.long().clamp(0, output.num_classes - 1)
-                truth = sample_all_segments(target, points[image], output.padded_size)  # (T, P)
-                # Sampling commutes with the product: the features are read once for all L × Q masks.
-                pixels = features[image].flatten(1).T.contiguous()  # (H*W, C)
-                nearby = PointReader.at(points[image], features.shape[2:]).read(pixels).T  # (C, P)
-                mask_cost, dice_cost = mask_costs(embeddings[image], nearby, truth)
+                truth = sample_segments(target, points[image], output.padded_size)  # (T, P)
+                shape = (*class_logits.shape[1:3], target.num_segments)
+                mask_cost, dice_cost = class_logits.new_empty(2, *shape)  # (L, Q, T), (L, Q, T)
+                for group in groups:
+                    # Sampling commutes with the product: features are read once for all masks over them.
+                    sampler = PointSampler(points[image], tuple(group.features.shape[2:]))
+                    nearby = sample_points(group.features[image].flatten(1).T, sampler).T  # (C, P)
+                    costs = mask_costs(group.embeddings[image], nearby, truth)
+                    mask_cost[group.predictions], dice_cost[group.predictions] = costs
                 terms.append(
                     {
                         "class": -self.class_weight * class_logits[image].softmax(-1)[..., labels],
@@ -143,76 +146,62 @@ class Matcher:
         return terms
 
 
-def mask_costs(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Compare every mask with every segment.
+class SharedFeatures(NamedTuple):
+    """Predictions that share their mask features.
 
-    Args:
-        embeddings: mask embeddings of one image. [L, Q, C]
-        features: its mask features at the points. [C, P]
-        truth: its segments at the points. [T, P]
-
-    Returns:
-        Binary cross-entropy, averaged over points, and dice. [L, Q, T], [L, Q, T]
+    Attributes:
+        predictions: l of them, in ascending order
+        embeddings: [B, l, Q, C]
+        features: [B, C, H, W]
     """
-    stacked = embeddings.flatten(0, 1)  # (L*Q, C)
-    num_segments, num_points = truth.shape
-    # The share of a mask in all points comes out of the same product as its overlap with the segments.
-    segments = torch.cat([truth, truth.new_ones(1, num_points)])  # (T+1, P)
-    # At most a hundred tiles: each multiplies `certainty` by numbers in [1/2, 1].
-    step = min(max(rows_at_once(len(stacked), truth.device), -(-num_points // 100)), num_points)
-    positive = stacked.new_empty(len(stacked), step)
-    certainty = torch.ones_like(positive)
-    linear = overlap = 0.0
-    for some_features, some_segments in zip(features.split(step, dim=1), segments.split(step, dim=1), strict=True):
-        buffer, product = (table[:, : some_segments.shape[1]] for table in (positive, certainty))  # (L*Q, p)
-        x = linear_product(stacked, some_features.T)
-        linear = linear + torch.clamp(x, min=0, out=buffer).sum(1, keepdim=True)
-        probability = x.sigmoid_()
-        overlap = overlap + linear_product(some_segments, probability)  # (T+1, L*Q)
-        product *= probability.sub_(0.5).abs_().add_(0.5)  # max(p, 1 - p)
-    overlap, cover = overlap.T.split([num_segments, 1], dim=1)  # (L*Q, T), (L*Q, 1)
-    # softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t: one product instead of two, and that of x commutes with
-    # the one that makes x. And softplus(x) = max(x, 0) - log max(p, 1 - p): one logarithm for many points.
-    empty_loss = linear - certainty.log_().sum(1, keepdim=True)  # cross-entropy if nothing were there
-    agreement = stacked @ linear_product(truth, features).T
-    cross_entropy = (empty_loss - agreement) / num_points
-    dice = 1 - (2 * overlap + 1) / (cover + truth.sum(1) + 1)
-    shape = (*embeddings.shape[:2], num_segments)
-    return cross_entropy.view(shape), dice.view(shape)
+
+    predictions: list[int]
+    embeddings: Tensor
+    features: Tensor
+
+    def embeddings_of(self, matching: Matching, rows: Tensor) -> Tensor:
+        """Mask embeddings of some pairs, all of these predictions. [m] → [m, C]"""
+        place = torch.searchsorted(torch.tensor(self.predictions), matching.prediction[rows])
+        return self.embeddings[matching.image[rows], place, matching.query[rows]]
+
+
+def by_features(output: Output) -> list[SharedFeatures]:
+    """Group predictions by their tensor of mask features: one group for Mask2Former, L for encoder-only models."""
+    groups: dict[int, list[int]] = {}
+    for prediction, masks in enumerate(output.masks):
+        groups.setdefault(id(masks.features), []).append(prediction)
+    return [
+        SharedFeatures(
+            predictions,
+            torch.stack([output.masks[p].embeddings for p in predictions], dim=1),
+            output.masks[predictions[0]].features,
+        )
+        for predictions in groups.values()
+    ]
 
 
 def in_float32(output: Output) -> Output:
-    """The same output with logits and factors in float32 (or float64), its mask features converted once for all.
-
-    Raises:
-        ValueError: the predictions do not share their mask features.
-    """
-    features = output.masks[0].features
-    if any(masks.features.data_ptr() != features.data_ptr() for masks in output.masks):
-        raise ValueError(
-            "All predictions must share one tensor of mask features [B, C, H, W]. If your model makes several, lay "
-            "their channels side by side in one tensor and pad the embeddings with zeros."
-        )
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    features = features.to(dtype)
+    """The same output with logits and factors in float32 (or float64); features that were shared stay shared."""
+    dtype = torch.promote_types(output.masks[0].features.dtype, torch.float32)
+    features = {id(masks.features): masks.features.to(dtype) for masks in output.masks}
     return replace(
         output,
         class_logits=[logits.to(dtype) for logits in output.class_logits],
-        masks=[MaskLogits(masks.embeddings.to(dtype), features) for masks in output.masks],
+        masks=[MaskLogits(masks.embeddings.to(dtype), features[id(masks.features)]) for masks in output.masks],
     )
 
 
 def finite_predictions(output: Output) -> tuple[Tensor, Tensor]:
-    """Whether all class logits and all mask logits of a prediction are finite. [B, L], [B, L]
+    """True where all class logits and all mask logits of a prediction are finite. [B, L], [B, L]
 
     No mask is multiplied out for it: by Cauchy and Schwarz, |e · f| ≤ ‖e‖ ‖f‖.
     """
     class_logits = torch.stack(output.class_logits, dim=1)  # (B, L, Q, K+1)
-    embeddings = torch.stack([masks.embeddings for masks in output.masks], dim=1)  # (B, L, Q, C)
-    lengths = torch.linalg.vector_norm(
-        output.masks[0].features, dim=(1, 2, 3)
-    )  # as they lie: flattened, they are copied
-    bound = embeddings.flatten(2).norm(dim=2) * lengths.unsqueeze(1)
+    bound = class_logits.new_empty(class_logits.shape[:2])
+    for group in by_features(output):
+        # As they lie: flattened, the features would be copied.
+        lengths = torch.linalg.vector_norm(group.features, dim=(1, 2, 3))
+        bound[:, group.predictions] = group.embeddings.flatten(2).norm(dim=2) * lengths.unsqueeze(1)
     return class_logits.isfinite().flatten(2).all(2), bound.isfinite()
 
 

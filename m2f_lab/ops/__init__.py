@@ -5,15 +5,27 @@ the two together in values and gradients. Imports torch only.
 """
 
 from m2f_lab.ops.deformable_sampling import deformable_sampling
+from m2f_lab.ops.mask_costs import mask_costs
+from m2f_lab.ops.mask_losses import PairGroup, at_chosen_points, mask_and_dice
 from m2f_lab.ops.memory import checkpointed
+from m2f_lab.ops.point_sampling import PointSampler, sample_points, sample_segments
+from m2f_lab.ops.selection import select_uncertain
 from m2f_lab.ops.stochastic_depth import add_branch
 from m2f_lab.ops.switch import OPERATIONS, is_plain, plain
 
 __all__ = [
     "OPERATIONS",
+    "PairGroup",
+    "PointSampler",
     "add_branch",
+    "at_chosen_points",
     "checkpointed",
     "deformable_sampling",
     "is_plain",
+    "mask_and_dice",
+    "mask_costs",
     "plain",
+    "sample_points",
+    "sample_segments",
+    "select_uncertain",
 ]

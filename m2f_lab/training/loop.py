@@ -34,7 +34,7 @@ from m2f_lab.training.interrupt import defer_interrupt
 from m2f_lab.training.optimizer import build_optimizer
 from m2f_lab.training.planning.memory import keep_freed_memory
 from m2f_lab.training.run import METRIC, Run, append_row, keep_rows, open_run
-from m2f_lab.training.step import Learner, autocast_dtype, seed_everything
+from m2f_lab.training.step import TrainStep, autocast_dtype, seed_everything
 from m2f_lab.weights import Builder, build_from, save_weights
 
 
@@ -132,7 +132,7 @@ class Session:
         precision = autocast_dtype(self.config.precision, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == torch.float16)
         self.progress = self._load_progress()
-        self.learner = Learner(
+        self.learner = TrainStep(
             recipe=recipe,
             model=world.wrap_ddp(self.model),
             criterion=self.criterion,

@@ -5,31 +5,37 @@ B images, Q queries.
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from m2f_lab.data import Batch
-from m2f_lab.loss import Criterion
+from m2f_lab.loss import Criterion, Divisors
 from m2f_lab.recipes import Recipe
-from m2f_lab.structures import Target
+from m2f_lab.structures import Output
 from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.optimizer import clipped_step, set_learning_rate
 
 
 @dataclass(frozen=True)
-class Learner:
-    """What a step needs.
+class TrainStep:
+    """State and collaborators of an optimiser step.
+
+    A model may take part in its own training: its forward gets the targets if it has a parameter `targets`, and its
+    `anneal`, if it has one, is called before every step with the share of the training that is done, in [0, 1).
 
     Attributes:
-        model: the model, wrapped by `DistributedContext.wrap_ddp` where there are several processes.
-        precision: of the forward and backward pass; the losses are computed in float32 in any case.
+        model: wrapped by DistributedDataParallel if there are several processes
+        precision: of the forward and backward pass; losses are computed in float32 in any case
     """
 
     recipe: Recipe
@@ -44,8 +50,8 @@ class Learner:
         """Take one optimiser step.
 
         Args:
-            batch: this process's images of the batch.
-            iteration: steps taken before.
+            batch: this process's images of the batch
+            iteration: steps taken before
 
         Returns:
             "loss", every term of the criterion, "learning_rate", and "gradient_norm" before clipping (None where
@@ -54,80 +60,70 @@ class Learner:
         Raises:
             FloatingPointError: a loss or the gradient is not finite.
         """
-        recipe, config, device = self.recipe, self.recipe.optimization, self.world.device
-        seed_everything(recipe.seed, iteration, self.world.rank)
+        config, device = self.recipe.optimization, self.world.device
+        seed_everything(self.recipe.seed, iteration, self.world.rank)
+        self._anneal(iteration / config.max_iterations)
         learning_rate = set_learning_rate(self.optimizer, iteration, config)
         self.optimizer.zero_grad(set_to_none=True)
         parts = split(batch, config.accumulation_steps)
-        shares = gradient_shares(
-            [part.targets for part in parts],
-            self.recipe.model.num_queries,
-            self.recipe.loss.no_object_weight,
-            self.world,
-        )
-        terms: dict[str, Tensor | float] = {}
+        divisors = None
+        sums: dict[str, Tensor | float] = {}
         try:
-            for i, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            for i, part in enumerate(parts):
                 with nullcontext() if i == len(parts) - 1 or self.world.size == 1 else self.model.no_sync():
-                    losses = self._losses(part.to(device, non_blocking=True), share)
-                    self.scaler.scale(losses["loss"]).backward()
+                    part = part.to(device, non_blocking=True)
+                    output = self._forward(part)
+                    if divisors is None and (len(parts) > 1 or self.world.size > 1):
+                        divisors = whole_batch_divisors(batch, output, self.criterion.no_object_weight, self.world)
+                    losses = self.criterion(output, part.targets, divisors)
+                    self.scaler.scale(losses["total"]).backward()
                 for name, value in losses.items():
-                    terms[name] = terms.get(name, 0.0) + value.detach()
-            values = self.world.sum(torch.stack(list(terms.values())).tolist())  # one transfer for all terms
+                    sums[name] = sums.get(name, 0.0) + value.detach()
+            values = self.world.sum(torch.stack(list(sums.values())).tolist())  # one transfer for all terms
             norm = clipped_step(self.optimizer, self.scaler, self.model, config.clip_norm)
         except FloatingPointError as error:
             names = ", ".join(f"{i} = {name}" for i, name in enumerate(part.names))
             raise FloatingPointError(f"Iteration {iteration}, images {names}. {error}") from error
-        means = {name: value / self.world.size for name, value in zip(terms, values, strict=True)}
-        return means | {"learning_rate": learning_rate, "gradient_norm": norm if math.isfinite(norm) else None}
+        row = {name: value / self.world.size for name, value in zip(sums, values, strict=True)}
+        row = {"loss": row.pop("total")} | row
+        return row | {"learning_rate": learning_rate, "gradient_norm": norm if math.isfinite(norm) else None}
 
-    def _losses(self, part: Batch, share: Share) -> dict[str, Tensor]:
-        """All terms of one part, weighted so that they add up to those of the whole batch; "loss" is their total."""
+    def _forward(self, part: Batch) -> Output:
+        targets = {"targets": part.targets} if self._takes_targets else {}
         with torch.autocast(self.world.device.type, self.precision, enabled=self.precision != torch.float32):
-            output = self.model(part.images)
-        losses = self.criterion(output, part.targets)
-        total = losses.pop("total")
-        class_total = self.criterion.class_weight * sum(v for name, v in losses.items() if name.endswith(".class"))
-        weighted = {n: v * (share.classes if n.endswith(".class") else share.masks) for n, v in losses.items()}
-        return {"loss": share.masks * total + (share.classes - share.masks) * class_total} | weighted
+            return self.model(part.images, **targets)
+
+    @cached_property
+    def _own_model(self) -> nn.Module:
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+
+    @cached_property
+    def _takes_targets(self) -> bool:
+        return "targets" in inspect.signature(self._own_model.forward).parameters
+
+    @cached_property
+    def _anneal(self) -> Callable[[float], None]:
+        return getattr(self._own_model, "anneal", lambda progress: None)
 
 
-@dataclass(frozen=True)
-class Share:
-    """What a part's loss terms count: its share of the divisor that the whole batch would have."""
+def whole_batch_divisors(batch: Batch, output: Output, no_object_weight: float, world: DistributedContext) -> Divisors:
+    """Divisors that make parts and processes add up to the gradient of the whole batch.
 
-    classes: float
-    masks: float
-
-
-def gradient_shares(
-    parts: Sequence[Sequence[Target]], num_queries: int, no_object_weight: float, world: DistributedContext
-) -> list[Share]:
-    """Weights that make parts and processes add up to the gradient of the whole batch.
-
-    The criterion divides each part's mask terms by the number of its segments, and the class terms by the sum of its
-    class weights. Plain averages over parts would let an image in a part with few segments count for more.
-
-    What no weighting can undo: every part draws its own random points, and batch norms see one part at a time.
+    Plain averages over parts would let an image in a part with few segments count for more. What no divisor can undo:
+    every part draws its own random points, and batch norms see one part at a time.
 
     Args:
-        parts: the targets of each part on this process.
-        num_queries: Q
-        no_object_weight: of queries without a segment.
-        world: the processes over whose gradients the average is taken.
-
-    Returns:
-        One share per part; both numbers are 1 where there is one part and one process.
+        batch: all parts of this process
+        output: of any of the parts; its number of queries counts
+        no_object_weight: of queries without a segment
+        world: the processes over whose gradients the average is taken
     """
-    segments = [sum(target.num_segments for target in part) for part in parts]
-    matched = [sum(min(target.num_segments, num_queries) for target in part) for part in parts]
-    weights = [m + no_object_weight * (num_queries * len(part) - m) for m, part in zip(matched, parts, strict=True)]
-    *all_segments, all_weight = world.sum([*segments, sum(weights)])
-    divisors = [max(n / world.size, 1.0) for n in all_segments]  # as the criterion divides
-    return [
-        Share(classes=world.size * weight / all_weight, masks=world.size * divisor / max(sum(all_segments), 1.0))
-        for weight, divisor in zip(weights, divisors, strict=True)
-    ]
+    num_queries = output.class_logits[0].shape[1]
+    counts = [target.num_segments for target in batch.targets]
+    matched = sum(min(count, num_queries) for count in counts)
+    weight = matched + no_object_weight * (num_queries * len(counts) - matched)
+    queries, segments = (total / world.size for total in world.sum([weight, sum(counts)]))
+    return Divisors(queries, max(segments, 1.0))
 
 
 def split(batch: Batch, num_parts: int) -> list[Batch]:
@@ -146,7 +142,7 @@ def seed_everything(*numbers: int) -> None:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type to compute in: what the recipe says, or for "auto" bfloat16 on GPUs that have it, else float32."""
+    """The type to compute in: the recipe's, or for "auto" bfloat16 on GPUs that have it, else float32."""
     if precision != "auto":
         return getattr(torch, precision)
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -31,7 +31,7 @@ from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.loop import model_to_train, peak_memory
 from m2f_lab.training.optimizer import build_optimizer
 from m2f_lab.training.planning.memory import keep_freed_memory
-from m2f_lab.training.step import Learner, autocast_dtype
+from m2f_lab.training.step import TrainStep, autocast_dtype
 
 NUM_SEGMENTS = 8  # per image, as in benchmarks.training_step
 WARM_UP = 3  # the first step sets everything up; in the next ones memory reaches its peak beside the optimiser's state
@@ -81,18 +81,18 @@ def half(recipe: Recipe) -> Recipe | None:
     return recipe.vary(optimization=dict(batch_size=batch_size // parts * (parts // 2), accumulation_steps=parts // 2))
 
 
-def timed_step(learner: Learner, batch: Batch, iteration: int) -> float:
+def timed_step(learner: TrainStep, batch: Batch, iteration: int) -> float:
     """Seconds of a step. Every turn has a seed of its own: stochastic depth makes one longer than the other."""
     start = time.perf_counter()
     learner.step(batch, iteration % learner.recipe.optimization.max_iterations)
     return time.perf_counter() - start  # it has returned numbers, so it is over
 
 
-def learner_for(recipe: Recipe, device: torch.device) -> Learner:
+def learner_for(recipe: Recipe, device: torch.device) -> TrainStep:
     """Build what `train` trains with, without pretrained weights, which change neither time nor memory."""
     model = model_to_train(recipe.vary(model=dict(backbone_weights=None)), device).train()
     precision = autocast_dtype(recipe.optimization.precision, device)
-    return Learner(
+    return TrainStep(
         recipe=recipe,
         model=model,
         criterion=resolve(recipe.criterion)(recipe),
