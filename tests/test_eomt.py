@@ -15,11 +15,17 @@ from transformers import (
 from transformers.utils import logging
 
 from m2f_lab.data import Classes
+from m2f_lab.evaluation import evaluate
 from m2f_lab.explore import CounterfactualExplorer, PixelExplorer, QueryExplorer, SamplingExplorer
+from m2f_lab.inference import predict
+from m2f_lab.loss import Criterion
 from m2f_lab.model.eomt import EoMT, build_eomt
 from m2f_lab.recipes import ModelConfig
-from m2f_lab.weights import load_weights
+from m2f_lab.structures import Target
+from m2f_lab.training import train
+from m2f_lab.weights import load_model, load_weights, save_weights
 from m2f_lab.weights.eomt import EOMT, EOMT_DINOV3, EOMT_OFFICIAL, eomt_to_huggingface
+from tests.toy_training import StopAt, assert_same_run, toy_recipe
 
 CLASSES, QUERIES, DEPTH, BLOCKS, WIDTH, HEADS = 5, 7, 4, 3, 32, 4
 SMALL = dict(
@@ -281,6 +287,54 @@ def test_eomt_refuses_what_is_no_vit():
         )
     with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
         small_eomt(img_size=64)(torch.zeros(1, 4, 32, 32))
+
+
+def rectangles(count: int) -> tuple[torch.Tensor, list[Target]]:
+    """Images with a bright rectangle each, of class 1 on class 0."""
+    images, targets = torch.full((count, 3, 48, 64), 60.0), []
+    for i, image in enumerate(images):
+        label = torch.zeros(48, 64, dtype=torch.long)
+        label[8 + i : 32, 10 : 40 + 4 * i] = 1
+        image[:, label == 1] = 200.0
+        targets.append(Target.from_label_map(label))
+    return images, targets
+
+
+@pytest.mark.parametrize("backbone", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_eomt_learns_with_the_library_s_criterion(backbone):
+    model = small_eomt(backbone, img_size=64, patch_size=16, init_values=1.0).train()
+    criterion = Criterion(num_classes=CLASSES, num_points=128)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    images, targets = rectangles(3)
+    totals = []
+    for step in range(30):
+        model.anneal(step / 30)
+        losses = criterion(model(images), targets)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+        totals.append(losses["total"].item())
+    assert sum(totals[-3:]) < 0.5 * sum(totals[:3])
+    assert len([name for name in losses if name != "total"]) == 3 * (BLOCKS + 1)
+
+
+def test_eomt_trains_resumes_reopens_and_is_explored(root, tmp_path):
+    sizes = dict(embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, img_size=64, patch_size=16)
+    recipe = toy_recipe("vit_small_patch14_reg4_dinov2").vary(model=dict(backbone_options=sizes, drop_path_rate=0.1))
+    whole = train(recipe, root, tmp_path / "whole", build=build_eomt)
+    with pytest.raises(RuntimeError):
+        train(recipe, root, tmp_path / "stopped", [StopAt(3, RuntimeError())], build=build_eomt)
+    resumed = train(recipe.vary(builder="m2f_lab.model.eomt:build_eomt"), root, tmp_path / "stopped")
+    assert_same_run(resumed, whole)
+    model = whole.model()
+    assert isinstance(model, EoMT)
+    assert model.mask_probabilities.tolist() == [0, 0]  # annealed to the end
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    label_map = predict(model, image).label_map
+    assert label_map.shape == (50, 70)
+    save_weights(model, tmp_path / "saved")
+    assert np.array_equal(predict(load_model(tmp_path / "saved"), image).label_map, label_map)
+    assert evaluate(model, recipe, root)["mIoU"] >= 0
 
 
 def test_load_weights_reads_eomt_of_transformers(tmp_path):
