@@ -317,6 +317,36 @@ def cityscapes_resnet50() -> Recipe:
     return _cityscapes("resnet50", mIoU=79.4)
 
 
+_ABLATIONS = {
+    "no_masked_attention": "builder",
+    "single_scale": "builder",
+    "no_learnable_queries": "builder",
+    "self_attention_first": "builder",
+    "learnable_queries_not_supervised": "criterion",
+    "mask_loss_on_full_masks": "criterion",
+}
+
+
+def ablation(name: str, recipe: Recipe | None = None) -> Recipe:
+    """A recipe with one of the paper's ideas taken out (section 4.3), for example "no_masked_attention".
+
+    No figure is published with it: the paper's tables could not be checked here.
+
+    Args:
+        name: "no_masked_attention", "single_scale" (every layer attends to stride 32), "no_learnable_queries" (they
+            start from zero), "self_attention_first", "learnable_queries_not_supervised" (no loss before the first
+            layer) or "mask_loss_on_full_masks" (at every cell of the mask features instead of points).
+        recipe: what to change; by default ADE20K with ResNet-50.
+
+    Raises:
+        ValueError: there is no such ablation.
+    """
+    _require(name in _ABLATIONS, f"There is no ablation {name!r}; there are {', '.join(_ABLATIONS)}.")
+    recipe = recipe or ade20k_resnet50()
+    changed = {_ABLATIONS[name]: f"m2f_lab.training.ablations:{name}"}
+    return recipe.vary(name=f"{recipe.name}_{name}", published={}, **changed)
+
+
 # Small recipes for CPUs. Nothing is pretrained here, so the backbone learns at the full rate.
 
 
