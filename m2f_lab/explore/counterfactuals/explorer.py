@@ -74,7 +74,7 @@ class CounterfactualExplorer(ImageTool):
     shift-ctrl-z makes it again.
 
     Attributes:
-        replay: runs the decoder again; works without the widget, too. None once closed.
+        replay: runs the decoder again; also works without the widget. None once closed.
         output: of the last run; None once closed.
         change: of the label map by the edits; None once closed.
         seconds: time that the last edit took.
@@ -203,7 +203,7 @@ class CounterfactualExplorer(ImageTool):
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """What is changed now; `replay.run(edits)` gives the same result without a widget."""
+        """Edits in force; `replay.run(edits)` gives the same result without a widget."""
         return self._history.edits
 
     def apply(self, edit: Edit) -> None:
@@ -225,7 +225,7 @@ class CounterfactualExplorer(ImageTool):
         self._go_to(self._history.redo())
 
     def reset(self) -> None:
-        """Drop all edits, which can be undone, too."""
+        """Drop all edits; this can be undone."""
         self._go_to(self._history.reset())
 
     def _go_to(self, edits: tuple[Edit, ...]) -> None:

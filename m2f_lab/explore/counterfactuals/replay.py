@@ -111,7 +111,7 @@ class Replay:
 
     @property
     def coverage(self) -> tuple[float, float]:
-        """How often the image fits into the padded image, along x and y."""
+        """Size of the padded image divided by that of the image, along x and y."""
         return coverage_of(self.output)
 
     def grid(self, layer: int) -> tuple[int, int]:

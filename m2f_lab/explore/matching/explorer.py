@@ -5,14 +5,14 @@ Predictions and segments change in the browser; the kernel is asked for another 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2f_lab.explore.matching import views as words
 from m2f_lab.explore.matching.trace import (
@@ -30,6 +30,8 @@ from m2f_lab.explore.parts.tool import ImageTool
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import look
 from m2f_lab.loss import Criterion
+from m2f_lab.recipes import ModelConfig
+from m2f_lab.references import resolve_loaded
 from m2f_lab.structures import Target
 from m2f_lab.training import Run
 
@@ -158,23 +160,28 @@ class MatchingExplorer(ImageTool):
         run: Run | str | Path,
         image: str | Path | Image.Image | np.ndarray,
         target: Target | np.ndarray,
+        build: Callable[[ModelConfig], nn.Module] | None = None,
         **options,
     ) -> MatchingExplorer:
         """Compare the checkpoints that a run keeps, its best and its last, with the run's own weights of the terms.
 
         Args:
             run: a run or its folder.
+            image, target: an image and its ground truth.
+            build: the builder that the run was trained with; needed where its module is not imported yet.
             options: of MatchingExplorer.
 
         Raises:
             FileNotFoundError: the folder holds no run, or the run has no checkpoint yet.
+            ValueError: the run's model or criterion is code of your own that is not imported yet.
         """
         run = run if isinstance(run, Run) else Run(run)
         recipe, best = run.recipe, run.best
-        models = {f"last, step {run.iteration}": run.model("last")}
+        models = {f"last, step {run.iteration}": run.model("last", build)}
         if best and run.checkpoint("best").is_dir() and best["iteration"] != run.iteration:
-            models = {f"best, step {best['iteration']}": run.model("best")} | models
-        options.setdefault("criterion", Criterion(recipe.model.num_classes, **vars(recipe.loss)))
+            models = {f"best, step {best['iteration']}": run.model("best", build)} | models
+        if options.get("criterion") is None:
+            options["criterion"] = resolve_loaded(recipe.criterion)(recipe)
         options.setdefault("shortest_edge", recipe.evaluation.shortest_edge)
         options.setdefault("longest_edge", recipe.evaluation.longest_edge)
         return cls(models, image, target, **options)
@@ -250,7 +257,7 @@ class MatchingExplorer(ImageTool):
             self.table.value = words.over_training(self.traces, self.layer, self.names)
 
     def figure(self, layer: int | None = None, checkpoint: str | None = None) -> Figure:
-        """A static figure: the three terms with choice and runner-up marked, the margins, and the assignment over
+        """A static figure: the terms with choice and runner-up marked, the margins, and the assignment over
         all predictions.
 
         Args:

@@ -49,7 +49,7 @@ class Moves(NamedTuple):
         trait: of `MaskView`.
         control: a widget or a Stepper.
         views: names of the pictures that follow it; all of them by default.
-        page: whether a saved page has it, too.
+        page: whether a saved page also has it.
     """
 
     trait: str

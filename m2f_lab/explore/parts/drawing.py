@@ -1,4 +1,4 @@
-"""How masks are drawn over an image: quantised to 256 steps, coloured by a table, mixed into the pixels.
+"""Drawing of masks over an image: quantised to 256 steps, coloured by a table, mixed into the pixels.
 
 `composite` states in numpy what browser/drawing.js does; tests compare the two.
 
@@ -86,7 +86,7 @@ def composite(
         threshold: show every pixel of at least this share of 255 alike, and no other; 0 shows all values.
         contour: draw a white line at this share of 255; 0 draws none.
         smooth: read the mask bilinearly, else show its cells.
-        coverage: how often the image fits into the mask along x and y: above 1 where the mask covers padding, too.
+        coverage: how often the image fits into the mask along x and y: above 1 where the mask also covers padding.
 
     Returns:
         uint8 [H, W, 3]

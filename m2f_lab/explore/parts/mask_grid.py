@@ -41,11 +41,13 @@ class MaskGrid(MaskView):
         orders: Mapping[str, Sequence[int]] | None = None,
         **traits,
     ) -> None:
-        """Args:
-        image, masks: as `MaskView` takes them. Few cells suffice: a thumbnail has few pixels.
-        labels: a short text below each mask, for each stack.
-        orders: name → masks in that order; one may leave masks out. The first is shown at first.
-        traits: of `MaskView`, and `thumbnail`.
+        """Lay masks over small copies of an image.
+
+        Args:
+            image, masks: as `MaskView` takes them. Few cells suffice: a thumbnail has few pixels.
+            labels: a short text below each mask, for each stack.
+            orders: name → masks in that order; one may leave masks out. The first is shown at first.
+            traits: of `MaskView`, and `thumbnail`.
 
         Raises:
             ValueError: an order names a mask that is not there.

@@ -29,8 +29,7 @@ from m2f_lab.explore.parts.pages import save_page
 from m2f_lab.explore.parts.table import Caption
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 
-LONGEST_EDGE = 1024
-"""Images are sent at most this large, in pixels; a notebook cell is not wider."""
+LONGEST_EDGE = 1024  # images are sent at most this large, in pixels; a notebook cell is not wider
 
 
 @lru_cache(maxsize=1)  # the views of one tool show the same image
@@ -70,9 +69,9 @@ class MaskView(anywidget.AnyWidget):
     adds others.
 
     Attributes:
-        stack: which stack of masks (say, which prediction) is shown.
-        index: which mask of the stack (say, which query).
-        channel: which channel of the mask (say, which head).
+        stack: number of the stack of masks that is shown, such as a prediction.
+        index: of the mask in the stack, such as a query.
+        channel: of the mask, such as a head.
         opacity: of the mask, 0…1.
         threshold: above 0: cut the mask there instead of showing its values.
         contour: above 0: draw a line there.
@@ -145,20 +144,22 @@ class MaskView(anywidget.AnyWidget):
         names: Sequence[str] = (),
         **traits,
     ) -> None:
-        """Args:
-        image: a path, a PIL image or uint8 [H, W, 3].
-        masks: boolean, uint8, or floats in 0…1. [N, h, w] or [N, C, h, w], or several such stacks, whose masks may
-            differ in size; a generator, where they should not all be in memory.
-        colors: a name from `TABLES`, or a table of colours and opacities, uint8 [256, 4].
-        relative: stretch each mask to its own maximum; the readout still tells true values.
-        captions: per stack, per mask; may be left out.
-        coverage: how often the image fits into a mask along x and y: above 1 where masks cover padding, too.
-        pick: the index a click chooses, for every cell of a grid over the image. integers [h, w]
-        readout: the value below the pointer; {value} and {percent} are replaced.
-        words: instead: what to call values below and above one half.
-        names: the masks are label maps: what each value is called. They are never interpolated.
-        traits: title, help, unit, width, group, and the attributes above; num_stacks, num_masks, num_channels where
-            keys should reach other views, linked to this one, that have more of them.
+        """Quantise masks and lay them over an image.
+
+        Args:
+            image: a path, a PIL image or uint8 [H, W, 3].
+            masks: boolean, uint8, or floats in 0…1. [N, h, w] or [N, C, h, w], or several such stacks, whose masks may
+                differ in size; a generator, where they should not all be in memory.
+            colors: a name from `TABLES`, or a table of colours and opacities, uint8 [256, 4].
+            relative: stretch each mask to its own maximum; the readout still tells true values.
+            captions: per stack, per mask; may be left out.
+            coverage: how often the image fits into a mask along x and y: above 1 where masks also cover padding.
+            pick: the index a click chooses, for every cell of a grid over the image. integers [h, w]
+            readout: the value below the pointer; {value} and {percent} are replaced.
+            words: instead: names of values below and above one half.
+            names: of each value, where the masks are label maps. They are never interpolated.
+            traits: title, help, unit, width, group, and the attributes above; num_stacks, num_masks, num_channels
+                where keys should reach other views, linked to this one, that have more of them.
         """
         stacks = [masks] if isinstance(masks, np.ndarray) else masks
         quantised = [to_uint8(self._four_dimensions(stack), relative) for stack in stacks]
@@ -206,7 +207,7 @@ class MaskView(anywidget.AnyWidget):
         self.captions = _as_json(captions)
 
     def set_notes(self, notes: Sequence[Sequence[Caption]], places: tuple[int, int] = (1, 1)) -> None:
-        """Say something of the place that was clicked last.
+        """Write notes on the place that was clicked last.
 
         Args:
             notes: per place, row by row; per stack, or one for all of them.
@@ -248,7 +249,7 @@ class MaskView(anywidget.AnyWidget):
             self.marks = np.ascontiguousarray(marks, "<f4").tobytes()
 
     def on_stroke(self, callback: Callable[[Stroke], None]) -> None:
-        """Call this after every stroke of the brush. Until `masks` is set anew, only the browser shows the stroke."""
+        """Call this after every stroke of the brush. Until `masks` is set, only the browser shows the stroke."""
 
         def told(change: dict) -> None:
             if change["new"]:
@@ -277,7 +278,7 @@ class MaskView(anywidget.AnyWidget):
         return np.frombuffer(self.masks, np.uint8, area, offset + position * area).reshape(height, width)
 
     def picture(self) -> np.ndarray:
-        """What the browser shows now, without labels. uint8 [H, W, 3], at most `width` pixels wide"""
+        """The picture that the browser shows now, without labels. uint8 [H, W, 3], at most `width` pixels wide"""
         base = Image.open(io.BytesIO(self.base))
         size = (self.width, round(self.width * base.height / base.width))
         return composite(

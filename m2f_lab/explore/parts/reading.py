@@ -58,7 +58,7 @@ def check_numbers(output: Output) -> None:
 
 
 def coverage_of(output: Output) -> tuple[float, float]:
-    """How often the image fits into its padded area, along x and y."""
+    """Size of the padded area divided by that of the image, along x and y."""
     (height, width), (padded_height, padded_width) = output.image_size, output.padded_size
     return padded_width / width, padded_height / height
 

@@ -1,4 +1,4 @@
-"""Where a pixel's score comes from: every query's share of it, class by class.
+"""Ledger of a pixel's score: every query's share of it, class by class.
 
 Q queries, K classes, H/W height/width.
 
@@ -36,7 +36,7 @@ class Ledger:
 
     @property
     def shares(self) -> np.ndarray:
-        """What each query gives to each class. [Q, K]"""
+        """Share of each query in the score of each class. [Q, K]"""
         return self.class_probabilities * self.mask_probabilities[:, None]
 
     @property
@@ -79,7 +79,7 @@ def ledger_at(
         x, y: column and row, counted from the top left corner.
         index: which image of the batch.
         size: height and width of the result; by default that of the image the model saw.
-        masks: of `mask_probability_rows` with the same arguments, where it is at hand.
+        masks: of `mask_probability_rows` with the same arguments, where they were computed already.
 
     Raises:
         TypeError: x or y is no whole number.
