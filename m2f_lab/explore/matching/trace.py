@@ -188,13 +188,9 @@ class MatchedMasks:
     segments: np.ndarray
 
     def agreement(self, queries: np.ndarray) -> np.ndarray:
-        """Each segment and a query's mask: 0 both, 1 only the segment, 2 only the query, 255 neither.
+        """Lay a query, or NONE, over each segment: 0 both, 1 only the segment, 2 only the query, 255 neither.
 
-        Args:
-            queries: for each segment, or NONE. [L, T]
-
-        Returns:
-            uint8 [L, T, h, w]
+        [L, T] → uint8 [L, T, h, w]
         """
         laid = np.empty((*queries.shape, *self.segments.shape[1:]), np.uint8)
         for prediction, row in enumerate(queries):

@@ -246,12 +246,7 @@ def choice_captions(trace: MatchingTrace, names: list[str]) -> list[list[Caption
 
 
 def rival_captions(trace: MatchingTrace, other: int | None) -> list[list[Caption]]:
-    """The margin of a segment, and its queries from prediction to prediction. L × T
-
-    Args:
-        trace: of one model.
-        other: the query that is laid over the segment; None for the runner-up.
-    """
+    """The margin of a segment, and its queries by prediction; `other` is laid over it, or the runner-up. L × T"""
     header = (
         ("layer", HELP["layer"]), ("query", HELP["choice"]), ("cost", HELP["cost"]),
         ("runner-up", HELP["runner-up"]), ("margin", HELP["margin"]),

@@ -57,16 +57,7 @@ def when(prediction: int) -> str:
 
 
 def query_options(probabilities: np.ndarray, order: np.ndarray, labels: Labels) -> list[tuple[str, int]]:
-    """Menu entries in the given order: query number, best class and its probability.
-
-    Args:
-        probabilities: of the last prediction; "no object" last. [Q, K+1]
-        order: query numbers. [Q]
-        labels: of the classes.
-
-    Returns:
-        (text, query number) each.
-    """
+    """Menu entries (text, query number) in the given order. [Q, K+1], [Q], (K + 1) labels"""
     entries = []
     for query in order.tolist():
         best = int(probabilities[query, :-1].argmax())

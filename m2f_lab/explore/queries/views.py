@@ -18,11 +18,9 @@ from m2f_lab.explore.parts.reading import top_classes
 from m2f_lab.explore.parts.table import Caption
 from m2f_lab.explore.queries.trace import QueryTrace, pool, with_mean
 
-THUMBNAIL_CELLS, SMALL_CELLS = 32, 48
-"""Masks in thumbnails and in the small picture have at most this many cells along each edge."""
-
+THUMBNAIL_CELLS, SMALL_CELLS = 32, 48  # at most, along each edge of masks in thumbnails and in the small picture
+# More attention is summed over 2 × 2 cells before it is sent, as for 1024 × 2048 pixels, 100 queries and 8 heads.
 MAX_ATTENTION_BYTES = 64 * 2**20
-"""More attention is summed over 2 × 2 cells before it is sent, as for 1024 × 2048 pixels, 100 queries and 8 heads."""
 
 HELP = {
     "mask": "The probability that a pixel belongs to this query; the white line is at one half. Click to choose the "

@@ -95,12 +95,7 @@ class SamplingTrace:
     def distance_maps(self, layer: int, stride: int = STRIDES[-1]) -> np.ndarray:
         """Mean distance of the points of each position of a level, by weight, in pixels; over the padded image.
 
-        Args:
-            layer: from 1.
-            stride: of the level: 32, 16 or 8.
-
-        Returns:
-            [heads, h, w]
+        Layers count from 1, the level has stride 32, 16 or 8. [heads, h, w]
         """
         level = _level(stride)
         first, last = (sum(height * width for height, width in self.level_sizes[:end]) for end in (level, level + 1))

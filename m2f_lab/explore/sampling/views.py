@@ -14,12 +14,10 @@ from m2f_lab.explore.parts.mask_view import MaskView
 from m2f_lab.explore.parts.table import Caption, Table
 from m2f_lab.explore.sampling.trace import SamplingPoints, SamplingTrace
 
+# Name and colour of the dots of each level; the first colours of plots.PALETTE, which is slow to import.
 LEVELS = (("stride 32", "#0072B2"), ("stride 16", "#D55E00"), ("stride 8", "#009E73"))
-"""Name and colour of the dots of each level; the first colours of `plots.PALETTE`, which is slow to import."""
-
 GROUPS = (*LEVELS, ("the position that asks", "#000000"))
-ASKS = 0.02
-"""The size of the dot of the position that asks: it is up to half a cell away from the place that was clicked."""
+ASKS = 0.02  # size of the dot of the position that asks: up to half a cell away from the place that was clicked
 
 HEADER = (
     ("head", "Attention heads look independently of each other."),
@@ -30,15 +28,9 @@ HEADER = (
 
 
 def reach_maps(trace: SamplingTrace, layer: int, strides: Sequence[int]) -> np.ndarray:
-    """Reach of the positions of each level, as a share of the diagonal: mean of the heads, then each of them.
+    """Reach of the positions of some levels in a layer, from 1, as a share of the diagonal.
 
-    Args:
-        trace: of one model.
-        layer: from 1.
-        strides: of the levels.
-
-    Returns:
-        On the grid of the finest of these levels. float32 [len(strides), 1 + heads, h, w]
+    Mean of the heads, then each of them, on the grid of the finest level. float32 [len(strides), 1 + heads, h, w]
     """
     diagonal = float(np.hypot(*trace.image_size))
     maps = []
