@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from m2f_lab import recipes
 from m2f_lab.explore import QueryExplorer
+from m2f_lab.explore.parts.assets import source_files
 from m2f_lab.model import build_model
 
 SETUP = """\
@@ -345,7 +346,7 @@ COUNT_LISTENERS = """async ([module, state]) => {
 
 def test_a_closed_view_listens_to_nothing(browser: Browser) -> None:
     view = make_twin().views["mask"]
-    read = set(re.findall(r'(?:model\.get\(|listOf\(model, )"(\w+)"', view._esm))
+    read = set(re.findall(r'(?:model\.get\(|listOf\(model, )"(\w+)"', "".join(source_files("mask_view.js").values())))
     state = {name: getattr(view, name) for name in read - {"base", "table", "masks", "scales", "pick"}} | {
         "group": "g", "shapes": [[1, 1, 2, 2]], "pick_shape": [0, 0], "image_size": [4, 2], "clicked": [], "stack": 0
     }  # fmt: skip
