@@ -388,7 +388,7 @@ def test_other_things_are_refused(replay: Replay) -> None:
         PaintAttention(1, 0, np.zeros((2, 3)))
     with pytest.raises(ValueError, match="All 8 queries are muted"):
         replay.run([Mute(query) for query in range(QUERIES)])
-    with pytest.raises(TypeError, match="a function does not have"):
+    with pytest.raises(TypeError, match="layer by layer; this function has none"):
         Replay(lambda images: None, IMAGE)
     with pytest.raises(ValueError, match="no layer 5"):
         replay.grid(5)

@@ -80,8 +80,8 @@ class Replay:
         """
         if not isinstance(model, Mask2Former) or not isinstance(model.transformer_decoder, TransformerDecoder):
             raise TypeError(
-                "Counterfactuals run the TransformerDecoder of a Mask2Former layer by layer, which a "
-                f"{type(model).__name__} does not have; pass one of m2f_lab.build_model, or a variant of its decoder."
+                "Counterfactuals run the TransformerDecoder of a Mask2Former, or a variant of it, layer by layer; this "
+                f"{type(model).__name__} has none."
             )
         self.image = as_rgb(image)
         images = seen_by(model, self.image, shortest_edge, longest_edge)
