@@ -44,7 +44,9 @@ def trained(request, data, tmp_path_factory):
 
 def test_example_resumes_where_it_was_interrupted(trained):
     options = EXAMPLES[trained.name]
-    interrupted = train(toy_recipe(), trained.data, trained.folder / "parts", callbacks=[StopAt(3, KeyboardInterrupt())], **options)
+    interrupted = train(
+        toy_recipe(), trained.data, trained.folder / "parts", callbacks=[StopAt(3, KeyboardInterrupt())], **options
+    )
     assert not interrupted.finished
     resumed = train(toy_recipe(), trained.data, trained.folder / "parts", **options)
     assert resumed.finished
