@@ -179,9 +179,11 @@ def test_every_code_cell_is_introduced(notebook: Notebook) -> None:
 
 
 def test_it_uses_the_library_and_defines_nothing(notebook: Notebook) -> None:
+    """But for the lesson whose subject is to write a decoder and a loss term."""
     defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     found = [node.name for cell in notebook.code for node in ast.walk(notebook.tree(cell)) if isinstance(node, defined)]
-    assert found == []
+    allowed = {"WiderView", "attention_mask", "build_wider", "focal", "with_focal"}
+    assert set(found) <= (allowed if notebook.path.stem == "11_change_the_model" else set())
     assert "m2f_lab" in notebook.program
 
 
