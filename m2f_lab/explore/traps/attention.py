@@ -14,8 +14,9 @@ from torch import Tensor
 from m2f_lab.explore.traps.measures import distance, inside_image, mean_iou, mean_iou_with, with_method
 from m2f_lab.explore.traps.trap import Bench, Finding, Trap
 from m2f_lab.model import Mask2Former
-from m2f_lab.model.deformable_attention import DeformableAttention, deformable_sampling
+from m2f_lab.model.deformable_attention import DeformableAttention
 from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder, attention_blocked
+from m2f_lab.ops import deformable_sampling
 from m2f_lab.structures import DecoderState, MaskLogits
 
 Blocked = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
