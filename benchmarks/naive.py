@@ -1,8 +1,7 @@
 """The criterion as published: prediction by prediction, image by image, on dense masks.
 
-What `m2f_lab.loss` is compared with. Written from the paper and the authors' description of their steps, with their
-work: every prediction is multiplied out, every matching and every loss draws its own points, ground truth is padded to
-one table of float masks.
+The peer of `m2f_lab.loss`: the same equations in the steps that the paper and its authors describe. Every prediction is
+multiplied out, every matching and every loss draws its own points, ground truth is padded to one table of float masks.
 
 B images, Q queries, K classes, T segments of an image, N matched pairs of a prediction, P points.
 """
@@ -14,7 +13,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from m2f_lab.loss import Criterion
+from m2f_lab.loss import Criterion, terms
+from m2f_lab.ops.mask_costs import costs_of_logits
 from m2f_lab.structures import Output, sample_points
 
 Pairs = list[tuple[Tensor, Tensor]]  # queries and segments of each image
@@ -23,20 +23,6 @@ Pairs = list[tuple[Tensor, Tensor]]  # queries and segments of each image
 def read(masks: Tensor, points: Tensor) -> Tensor:
     """Every mask at its own points. [N, H, W], [N, P, 2] → [N, P]"""
     return sample_points(masks.unsqueeze(1), points).squeeze(1)
-
-
-def mask_costs(logits: Tensor, truth: Tensor) -> Tensor:
-    """Binary cross-entropy of each mask with each segment. [Q, P], [T, P] → [Q, T]"""
-    positive = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction="none")
-    negative = F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits), reduction="none")
-    costs = torch.einsum("qp,tp->qt", positive, truth) + torch.einsum("qp,tp->qt", negative, 1 - truth)
-    return costs / logits.shape[1]
-
-
-def dice_costs(logits: Tensor, truth: Tensor) -> Tensor:
-    probability = logits.sigmoid()
-    overlap = 2 * torch.einsum("qp,tp->qt", probability, truth)
-    return 1 - (overlap + 1) / (probability.sum(-1)[:, None] + truth.sum(-1)[None] + 1)
 
 
 @torch.no_grad()
@@ -50,11 +36,9 @@ def match(
         truth = read(truths[image].to(masks.dtype), where.repeat(len(truths[image]), 1, 1))
         logits = read(masks[image], where.repeat(masks.shape[1], 1, 1))
         class_cost = -class_logits[image].softmax(-1)[:, labels[image]]
-        cost = (
-            config.class_weight * class_cost
-            + config.mask_weight * mask_costs(logits, truth)
-            + config.dice_weight * dice_costs(logits, truth)
-        )
+        mask_cost, dice_cost = costs_of_logits(logits, truth)
+        weights = config.weights
+        cost = weights["class"] * class_cost + weights["mask"] * mask_cost + weights["dice"] * dice_cost
         pairs.append(tuple(map(torch.as_tensor, linear_sum_assignment(cost.cpu()))))
     return pairs
 
@@ -98,12 +82,9 @@ def losses(
         truth = read(truth, points)
     logits = read(chosen, points)
     num_masks = max(1, sum(map(len, truths)))
-    mask_loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1).sum() / num_masks
-    probability = logits.sigmoid()
-    dice = 1 - (2 * (probability * truth).sum(-1) + 1) / (probability.sum(-1) + truth.sum(-1) + 1)
-    return (
-        config.class_weight * class_loss + config.mask_weight * mask_loss + config.dice_weight * dice.sum() / num_masks
-    )
+    mask_loss, dice_loss = (term(logits, truth).sum() / num_masks for term in (terms.mask, terms.dice))
+    weights = config.weights
+    return weights["class"] * class_loss + weights["mask"] * mask_loss + weights["dice"] * dice_loss
 
 
 def total(output: Output, labels: list[Tensor], truths: list[Tensor], config: Criterion) -> Tensor:

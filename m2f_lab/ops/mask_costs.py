@@ -31,15 +31,16 @@ def mask_costs(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Ten
 
     Source: Mask2Former (Cheng et al. 2022), section 3.3; MaskFormer (Cheng et al. 2021), section 3.3.
     """
-    compare = _plain if is_plain("mask_costs") else _fast
-    cross_entropy, dice = compare(embeddings.flatten(0, 1), features, truth)  # (L*Q, T), (L*Q, T)
-    shape = embeddings.shape[:2]
+    shape, embeddings = embeddings.shape[:2], embeddings.flatten(0, 1)  # (L*Q, C)
+    if is_plain("mask_costs"):
+        cross_entropy, dice = costs_of_logits(embeddings @ features, truth)  # (L*Q, T), (L*Q, T)
+    else:
+        cross_entropy, dice = _fast(embeddings, features, truth)
     return cross_entropy.unflatten(0, shape), dice.unflatten(0, shape)
 
 
-def _plain(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """The equations. [M, C], [C, P], [T, P] → [M, T], [M, T]"""
-    logits = embeddings @ features  # (M, P)
+def costs_of_logits(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """The equations, for masks that are multiplied out. [M, P], [T, P] → [M, T], [M, T]"""
     inside, outside = F.softplus(-logits), F.softplus(logits)  # -log p, -log(1 - p)
     cross_entropy = (inside @ truth.T + outside @ (1 - truth).T) / logits.shape[1]
     probability = logits.sigmoid()
@@ -48,7 +49,7 @@ def _plain(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Tensor,
 
 
 def _fast(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with fewer products: softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t, and x t needs no x."""
+    """Fewer products: softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t, and x t needs no x. [M, T], [M, T]"""
     num_segments, num_points = truth.shape
     # Row T sums over all points in the same product that gives the overlaps.
     segments = torch.cat([truth, truth.new_ones(1, num_points)])  # (T+1, P)
