@@ -16,6 +16,7 @@ import m2f_lab.model._torchvision  # noqa: F401  isort: skip  (before timm, whic
 import timm
 from timm.models.swin_transformer import SwinTransformer
 
+from m2f_lab.model.layers import replace_linears
 from m2f_lab.model.swin import replace_blocks
 from m2f_lab.recipes import ModelConfig
 
@@ -41,6 +42,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.is_swin = _is_swin(config.backbone)
         self.network = _create_network(config, features_only=not self.is_swin)
+        replace_linears(self.network)
         if self.is_swin:
             self.channels = [stage["num_chs"] for stage in self.network.feature_info]
             # The official Swin normalises every level that leaves it, instead of the last one before the classifier.

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from m2f_lab.model.layers import Linear
 from m2f_lab.ops import checkpointed, deformable_sampling
 
 
@@ -20,10 +21,10 @@ class DeformableAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
-        self.value_projection = nn.Linear(dim, dim)
-        self.output_projection = nn.Linear(dim, dim)
+        self.sampling_offsets = Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = Linear(dim, num_heads * num_levels * num_points)
+        self.value_projection = Linear(dim, dim)
+        self.output_projection = Linear(dim, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2f_lab.ops import linear
+
 
 def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Tensor:
     """Fixed position embeddings: sines and cosines of y in the first half of the channels, of x in the second.
@@ -35,9 +37,28 @@ def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Ten
     return torch.cat([y, x], dim=2).flatten(0, 1)
 
 
+class Linear(nn.Linear):
+    """`nn.Linear` by `ops.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] → [..., D]"""
+        return linear(x, self.weight, self.bias)
+
+
+def replace_linears(module: nn.Module) -> None:
+    """Replace each `nn.Linear` inside a module of another library by a `Linear` of the same parameters."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            replacement = Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
+            replacement.weight, replacement.bias = child.weight, child.bias
+            setattr(module, name, replacement)
+        else:
+            replace_linears(child)
+
+
 def feedforward(dim: int, hidden_dim: int) -> nn.Sequential:
     """The two-layer perceptron of a transformer layer."""
-    layers = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
+    layers = nn.Sequential(Linear(dim, hidden_dim), nn.ReLU(), Linear(hidden_dim, dim))
     for layer in (layers[0], layers[2]):
         nn.init.xavier_uniform_(layer.weight)
     return layers
@@ -55,7 +76,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -78,7 +99,7 @@ class Attention(nn.Module):
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, Q or S, D)
+            linear(x, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, Q or S, D)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         allowed = None if blocked is None else ~blocked.unsqueeze(1)  # (B, 1, Q, S)

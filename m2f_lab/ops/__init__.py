@@ -5,6 +5,7 @@ the two together in values and gradients. Imports torch only.
 """
 
 from m2f_lab.ops.deformable_sampling import deformable_sampling
+from m2f_lab.ops.linear_map import linear
 from m2f_lab.ops.mask_costs import mask_costs
 from m2f_lab.ops.mask_losses import PairGroup, at_chosen_points, mask_and_dice
 from m2f_lab.ops.memory import checkpointed
@@ -22,6 +23,7 @@ __all__ = [
     "checkpointed",
     "deformable_sampling",
     "is_plain",
+    "linear",
     "mask_and_dice",
     "mask_costs",
     "plain",

@@ -10,6 +10,7 @@ OPERATIONS = (
     "add_branch",
     "checkpointed",
     "deformable_sampling",
+    "linear",
     "mask_and_dice",
     "mask_costs",
     "sample_points",

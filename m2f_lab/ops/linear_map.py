@@ -1,0 +1,58 @@
+"""Linear maps in float32 on CPUs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from m2f_lab.ops.switch import is_plain
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`, by oneDNN for float32 on a CPU.
+
+    PyTorch asks MKL, which on an AMD CPU with AVX-512 reaches half of oneDNN's rate. Plain: `F.linear`, which also runs
+    for other types and devices, under autocast and `torch.compile`, and where PyTorch lacks the operator.
+
+    Args:
+        x: [..., C]
+        weight: [D, C]
+        bias: [D] or None
+
+    Returns:
+        [..., D]
+    """
+    if is_plain("linear") or not can_use_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    return OneDnnLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+
+
+def can_use_onednn(x: Tensor, weight: Tensor) -> bool:
+    """True for float32 on a CPU whose PyTorch has the operator, outside autocast and `torch.compile`."""
+    fits = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and min(x.numel(), weight.numel()) > 0
+    return HAS_ONEDNN and fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+class OneDnnLinear(torch.autograd.Function):
+    """Forward and the gradient of the input by oneDNN; that of the weight is as fast by MKL. [N, C] → [N, D]"""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()
+        return (
+            torch.ops.mkldnn._linear_pointwise(gradient, weight.t(), None, "none", [], "") if of_x else None,
+            gradient.t() @ x if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+        )
