@@ -103,12 +103,20 @@ class Run:
             FileNotFoundError: the run has no checkpoint yet.
             ValueError: the builder is missing.
         """
+        return load_model(self.weights(which), build)
+
+    def weights(self, which: str) -> Path:
+        """The folder of the weights that `model` loads.
+
+        Raises:
+            FileNotFoundError: the run has no checkpoint yet.
+        """
         if which not in ("best", "last"):
             raise ValueError(f'which must be "best" or "last", got {which!r}.')
         folder = next((f for f in (self.checkpoint(which), self.checkpoint("last")) if f.is_dir()), None)
         if folder is None:
             raise FileNotFoundError(f"{self.path} has no checkpoint yet; train(...) writes the first one.")
-        return load_model(folder, build)
+        return folder
 
 
 def read_rows(file: Path) -> list[dict]:

@@ -24,7 +24,6 @@ from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 from m2f_lab.inference.predict import device_of, evaluating
 from m2f_lab.structures import Output
 from m2f_lab.training import Run
-from m2f_lab.weights import load_model
 
 MAX_CELLS = 128 * 128
 """Masks are read at stride 4, or more coarsely where that would be more cells than this."""
@@ -62,7 +61,7 @@ class BiographyCollector:
             raise ValueError(
                 f"The output is of an image of {output.image_size} pixels, but this one has {image.shape[:2]}."
             )
-        counted = _count(output, index) | _appearance(image)
+        counted = _count(output, index, image)
         shapes = {name: np.shape(value) for name, value in counted.items()}
         if self._sums and shapes != {name: np.shape(value) for name, value in self._sums.items()}:
             raise ValueError(
@@ -177,10 +176,9 @@ def biographies_of(
     recipe, folder = run.recipe, run.path / "biographies"
     dataset = open_dataset(recipe.data.dataset, data_root, split, strict=False)
     sizes = {"shortest_edge": recipe.evaluation.shortest_edge, "longest_edge": recipe.evaluation.longest_edge}
-    checkpoint = _checkpoint(run, which)
     names = [dataset.sample_name(index) for index in range(len(dataset))][:limit]
     source = {
-        "weights": _digest_of_file(checkpoint / "model.safetensors"),
+        "weights": hashlib.sha256(np.memmap(run.weights(which) / "model.safetensors", mode="r")).hexdigest(),
         "images": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "split": split,
         **sizes,
@@ -192,33 +190,15 @@ def biographies_of(
     if stored is not None and stored.source == source:
         print(f"Read the biographies of {stored.num_images} images from {run.path.name}/biographies.")
         return stored
-    model = load_model(checkpoint).to(device)
+    model = run.model(which).to(device)
     biographies = collect_biographies(model, dataset, limit=limit, progress=progress, source=source, **sizes)
     biographies.save(folder)
     print(f"Collected the biographies of {biographies.num_images} images into {run.path.name}/biographies.")
     return biographies
 
 
-def _checkpoint(run: Run, which: str) -> Path:
-    """The folder of the weights that `Run.model(which)` would load."""
-    if which not in ("best", "last"):
-        raise ValueError(f'which must be "best" or "last", got {which!r}.')
-    folder = next((f for f in (run.checkpoint(which), run.checkpoint("last")) if f.is_dir()), None)
-    if folder is None:
-        raise FileNotFoundError(f"{run.path} has no checkpoint yet; train(...) writes the first one.")
-    return folder
-
-
-def _digest_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _count(output: Output, index: int) -> dict[str, np.ndarray]:
-    """Statistics of the queries in one image: summands of the fields of `Biographies`."""
+def _count(output: Output, index: int, image: np.ndarray) -> dict[str, np.ndarray | float]:
+    """Statistics of the queries in one image, and the image itself: summands of the fields of `Biographies`."""
     last = replace(output, class_logits=output.class_logits[-1:], masks=output.masks[-1:])
     probabilities = last.class_logits[0][index].float().softmax(-1)  # (Q, K+1)
     masks = read_masks(last, index, grid_size(output.image_size, MAX_CELLS))[0]  # (Q, h, w)
@@ -227,8 +207,7 @@ def _count(output: Output, index: int) -> dict[str, np.ndarray]:
 
     label = torch.einsum("qk,qhw->khw", classes, masks).argmax(0).flatten()  # (h * w,)
     winner = winning_queries(probabilities, masks).flatten()
-    cells = torch.bincount(winner * num_classes + label, minlength=num_queries * num_classes)
-    cells = cells.view(num_queries, num_classes)
+    cells = torch.bincount(winner * num_classes + label, minlength=num_queries * num_classes).view_as(classes)
 
     likeliest = probabilities.argmax(1)
     areas = (masks > 0.5).flatten(1).float()  # (Q, h * w)
@@ -243,24 +222,21 @@ def _count(output: Output, index: int) -> dict[str, np.ndarray]:
     claimed = masks * (1 - probabilities[:, -1])[:, None, None]
     counted = {
         "won_pixels": cells,
-        "won_images": cells.any(1).long(),
+        "won_images": cells.any(1),
         "predicted": F.one_hot(likeliest, num_classes + 1),
-        "active_images": active.long(),
+        "active_images": active,
         "size_sum": torch.where(active, size, 0.0),
         "size_histogram": F.one_hot(bins, SIZE_BINS) * active[:, None],
         "heat": F.adaptive_avg_pool2d(claimed, HEAT_CELLS),
         "overlap": overlap,
-        "together": together.long(),
+        "together": together,
     }
     # Summed in double precision, which not every device has.
-    counted = {name: values.cpu() for name, values in counted.items()}
-    counted["won_pixels"] = counted["won_pixels"].double() * (np.prod(output.image_size) / len(winner))
-    return {
-        name: (values.double() if values.is_floating_point() else values).numpy() for name, values in counted.items()
-    }
-
-
-def _appearance(image: np.ndarray) -> dict[str, np.ndarray | float]:
-    """Summands of the mean image, which heat maps are drawn over, for one image. uint8 [H, W, 3]"""
+    arrays = {name: values.cpu().numpy() for name, values in counted.items()}
+    arrays = {name: array.astype(np.float64 if array.dtype.kind == "f" else np.int64) for name, array in arrays.items()}
     small = resize_image(image, (2 * HEAT_CELLS, 2 * HEAT_CELLS))
-    return {"mean_image": small.astype(np.float64), "aspect": image.shape[1] / image.shape[0]}
+    return arrays | {
+        "won_pixels": arrays["won_pixels"] * (np.prod(output.image_size) / len(winner)),
+        "mean_image": small.astype(np.float64),
+        "aspect": image.shape[1] / image.shape[0],
+    }

@@ -17,7 +17,7 @@ Masks are read at stride 4, or more coarsely for large images, without padding.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,6 @@ SIZE_BINS = 256
 
 DUPLICATE = 0.7
 """Overlap from which two queries count as duplicates, unless one says otherwise."""
-
-_ARRAYS = (
-    "won_pixels", "won_images", "predicted", "active_images", "size_sum", "size_histogram", "heat", "overlap",
-    "together", "mean_image",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,15 +157,14 @@ class Biographies:
 
     def save(self, folder: str | Path) -> None:
         """Write arrays.npz and biographies.json; the folder's previous content stays until all is written."""
-        words = {"format": FORMAT, "num_images": self.num_images, "num_pixels": self.num_pixels, "aspect": self.aspect}
-        classes = None if self.classes is None else asdict(self.classes) | {"things": sorted(self.classes.things)}
+        words = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays = {name: words.pop(name) for name, value in [*words.items()] if isinstance(value, np.ndarray)}
+        words |= {"format": FORMAT, "classes": self.classes and self.classes.to_json()}
+        text = json.dumps(words, indent=2, ensure_ascii=False) + "\n"
 
         def write(new: Path) -> None:
-            np.savez_compressed(new / "arrays.npz", **{name: getattr(self, name) for name in _ARRAYS})
-            (new / "biographies.json").write_text(
-                json.dumps(words | {"classes": classes, "source": self.source}, indent=2, ensure_ascii=False) + "\n",
-                encoding="utf-8",
-            )
+            np.savez_compressed(new / "arrays.npz", **arrays)
+            (new / "biographies.json").write_text(text, encoding="utf-8")
 
         replace_folder(Path(folder).expanduser(), write)
 
@@ -195,11 +189,8 @@ class Biographies:
                 f"{file} was written by another version of m2f_lab; delete {folder} and collect them again."
             )
         classes = words.pop("classes")
-        if classes is not None:
-            colors = tuple(tuple(color) for color in classes["colors"])
-            classes = Classes(tuple(classes["names"]), colors, frozenset(classes["things"]))
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            return cls(**words, **{name: arrays[name] for name in _ARRAYS}, classes=classes)
+            return cls(**words, **arrays, classes=classes and Classes.from_json(classes))
 
     def __repr__(self) -> str:
         duplicates = int((self.duplicate_of() >= 0).sum())

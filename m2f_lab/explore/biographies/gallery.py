@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from m2f_lab.explore.biographies.data import DUPLICATE, Biographies
-from m2f_lab.explore.biographies.words import describe_sizes, main_class_names, query_notes
+from m2f_lab.explore.biographies.words import main_class_names, query_notes, usual_sizes
 from m2f_lab.explore.parts.controls import Moves, check_range, controls, pictures, share_slider
 from m2f_lab.explore.parts.labels import class_labels, percent
 from m2f_lab.explore.parts.mask_grid import MaskGrid
@@ -71,14 +71,11 @@ class BiographyExplorer(Tool):
         )
 
     def _make_views(self, width: int) -> dict[str, MaskView]:
-        biographies, names = self.biographies, main_class_names(self.biographies)
+        biographies = self.biographies
         orders = {ONLY.get(name, name): order for name, order in biographies.orders(self.threshold).items() if order}
         first = next(iter(orders.values()))[0]
         common = {"colors": "heat", "relative": True, "index": first, "opacity": 0.75}
-        labels = [
-            f"{query} {names[query]} {percent(wins)}" if wins else f"{query} dead"
-            for query, wins in enumerate(biographies.wins)
-        ]
+        labels = [f"{query} {words}" for query, words in enumerate(self._in_short())]
         return {
             "gallery": MaskGrid(
                 self.image, biographies.heat, labels=[labels], orders=orders, thumbnail=104, width=width * 3 // 2,
@@ -90,6 +87,11 @@ class BiographyExplorer(Tool):
                 unit="claimed by the query, mean of all images", title="Where it works", help=HELP["heat"], **common,
             ),
         }  # fmt: skip
+
+    def _in_short(self) -> list[str]:
+        """The main class of each query and how much it wins. Q"""
+        names = zip(main_class_names(self.biographies), self.biographies.wins, strict=True)
+        return [f"{name} {percent(wins)}" if wins else "dead" for name, wins in names]
 
     @property
     def image(self) -> np.ndarray:
@@ -127,12 +129,8 @@ class BiographyExplorer(Tool):
 
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, or None for all queries, got {limit}.")
-        biographies, names = self.biographies, main_class_names(self.biographies)
-        panels = {}
-        for query in self.views["gallery"].order[:limit]:
-            wins = biographies.wins[query]
-            title = f"query {query}\n" + (f"{names[query]} {percent(wins)}" if wins else "dead")
-            panels[title] = biographies.heat[query]
+        words, heat = self._in_short(), self.biographies.heat
+        panels = {f"query {query}\n{words[query]}": heat[query] for query in self.views["gallery"].order[:limit]}
         return plots.heat_over_image(self.image, panels, columns=min(columns, len(panels)), width=1.6)
 
     def _page_note(self) -> str:
@@ -151,8 +149,7 @@ BiographyGallery = BiographyExplorer
 def biography_captions(biographies: Biographies, threshold: float = DUPLICATE, num_classes: int = 5) -> list[Caption]:
     """Captions that tell where each query wins, with the classes of the pixels it wins as bars. Q"""
     labels = class_labels(biographies.classes, biographies.num_classes)
-    notes = query_notes(biographies, threshold)
-    sizes = np.stack([biographies.size_quantile(share) for share in (0.5, 0.1, 0.9)], axis=1)  # (Q, 3)
+    notes, sizes = query_notes(biographies, threshold), usual_sizes(biographies)
     captions = []
     for query, won in enumerate(biographies.won_pixels):
         shares = won / max(won.sum(), 1e-9)
@@ -162,7 +159,7 @@ def biography_captions(biographies: Biographies, threshold: float = DUPLICATE, n
             Caption(
                 text=f"Query {query} wins {percent(biographies.wins[query])} of all pixels, in "
                 f"{biographies.won_images[query]} of {biographies.num_images} images. "
-                + (f"Active in {active}, size {describe_sizes(sizes[query])}." if active else "Never active."),
+                + (f"Active in {active}, size {sizes[query]}." if active else "Never active."),
                 warning=notes[query].capitalize(),
                 bars=tuple((labels[k][0], round(float(shares[k]), 4), labels[k][1]) for k in most if shares[k] > 0),
             )

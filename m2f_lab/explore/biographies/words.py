@@ -41,8 +41,7 @@ def biography_table(
     if sort not in orders:
         raise ValueError(f"sort must be one of {', '.join(orders)}, got {sort!r}.")
     names, notes = main_class_names(biographies), query_notes(biographies, threshold)
-    won, wins = biographies.won_pixels, biographies.wins
-    sizes = np.stack([biographies.size_quantile(share) for share in (0.5, 0.1, 0.9)])
+    won, wins, sizes = biographies.won_pixels, biographies.wins, usual_sizes(biographies)
     rows = (
         (
             str(query),
@@ -51,7 +50,7 @@ def biography_table(
             percent(wins[query]),
             str(biographies.won_images[query]),
             str(biographies.active_images[query]),
-            describe_sizes(sizes[:, query]),
+            sizes[query],
             notes[query],
         )
         for query in orders[sort][:limit]
@@ -68,13 +67,17 @@ def main_class_names(biographies: Biographies) -> list[str]:
 def query_notes(biographies: Biographies, threshold: float = DUPLICATE) -> list[str]:
     """Note on each query that is dead or a duplicate; empty for all others. Q"""
     partners = biographies.duplicate_of(threshold)
-    notes = []
-    for query, (dead, partner) in enumerate(zip(biographies.dead, partners.tolist(), strict=True)):
-        overlap = percent(biographies.overlap[query, partner])
-        words = ["dead"] if dead else []
-        words += [f"duplicate of {partner} (overlap {overlap})"] if partner >= 0 else []
-        notes.append(", ".join(words))
-    return notes
+    notes = [["dead"] if dead else [] for dead in biographies.dead]
+    for query in np.flatnonzero(partners >= 0):
+        overlap = percent(biographies.overlap[query, partners[query]])
+        notes[query].append(f"duplicate of {partners[query]} (overlap {overlap})")
+    return [", ".join(words) for words in notes]
+
+
+def usual_sizes(biographies: Biographies) -> list[str]:
+    """The sizes of each query's masks. Q"""
+    quantiles = (biographies.size_quantile(share) for share in (0.5, 0.1, 0.9))
+    return [describe_sizes(sizes) for sizes in np.stack(list(quantiles), axis=1)]
 
 
 def describe_sizes(sizes: np.ndarray) -> str:

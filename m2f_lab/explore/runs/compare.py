@@ -63,7 +63,7 @@ class Comparison:
     def table(self) -> Table:
         """One row per run: its progress, its best and last mIoU, and the fields that differ."""
         header = ("run", "iterations", "time", f"best {METRIC}", "at", f"last {METRIC}", *self.differences)
-        return Table(tuple((name, "") for name in header), tuple(self._row(name) for name in self.runs))
+        return Table(tuple((name, "") for name in header), tuple(map(self._row, self.runs)))
 
     def _row(self, name: str) -> tuple[str, ...]:
         history = self.histories[name]
@@ -107,18 +107,15 @@ def flat_recipe(recipe: Recipe) -> dict[str, object]:
     """Every field that changes training, by its full name, such as "optimization.learning_rate"."""
     flat = {}
     for part, value in asdict(recipe).items():
-        if part in _WORDS:
-            continue
         flat |= {f"{part}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {part: value}
-    return flat
+    return {field: value for field, value in flat.items() if field not in _WORDS}
 
 
 def differing_fields(recipes: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
     """The fields in which recipes differ: field → name of the recipe → value."""
-    columns = {
-        field: {name: recipe[field] for name, recipe in recipes.items()} for field in next(iter(recipes.values()))
-    }
-    return {field: values for field, values in columns.items() if len({repr(value) for value in values.values()}) > 1}
+    fields = next(iter(recipes.values()))
+    columns = {field: {name: recipe[field] for name, recipe in recipes.items()} for field in fields}
+    return {field: values for field, values in columns.items() if len(set(map(repr, values.values()))) > 1}
 
 
 def with_seconds(evaluations: Sequence[dict], steps: Sequence[dict]) -> list[dict]:
@@ -130,9 +127,7 @@ def with_seconds(evaluations: Sequence[dict], steps: Sequence[dict]) -> list[dic
 
 
 def _read(name: str, run: Run) -> History:
-    history = History()
-    for row in run.metrics:
-        history.add(row)
+    history = History(run.metrics)
     if not history.steps:
         raise ValueError(
             f"The run {name!r} has no rows yet: {run.path / 'metrics.jsonl'} is empty or absent. It gets one every "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -24,13 +25,15 @@ class History:
         last_step: the newest row of kind "step" as it came, whether or not it is in `steps` yet; None before any.
     """
 
-    def __init__(self, limit: int = 1000) -> None:
+    def __init__(self, rows: Iterable[dict] = (), *, limit: int = 1000) -> None:
         self.limit = limit
         self.steps: list[dict] = []
         self.evaluations: list[dict] = []
         self.last_step: dict | None = None
         self._steps_per_row = 1
         self._waiting: list[dict] = []
+        for row in rows:
+            self.add(row)
 
     def add(self, row: dict) -> None:
         """Take in a row of kind "step" or "evaluation"."""

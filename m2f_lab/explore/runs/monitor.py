@@ -132,10 +132,7 @@ class LiveMonitor:
 
     def on_start(self, run: Run) -> None:
         self._open(run)
-        self.history = History()
-        for row in run.metrics:  # of the sessions before this one
-            self.history.add(row)
-        self.snapshots = Snapshots(run.path)
+        self.history, self.snapshots = History(run.metrics), Snapshots(run.path)  # of the sessions before this one
         self.snapshots.keep({row["iteration"] for row in self.history.evaluations})
         if self._images:
             self.snapshots.begin(self._images)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,10 +49,11 @@ class Snapshots:
 
     def load(self) -> None:
         """Read the files that are new. An iteration counts once the maps of all images are there."""
-        self.images = [_read(file) for file in _in_order(self.folder.glob("*/image.png"))]
+        files = self.folder.glob("*/image.png")
+        self.images = [_read(file) for file in sorted(files, key=lambda file: int(file.parent.name))]
         if (self.folder / "classes.json").is_file():
             words = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
-            self.classes = Classes(tuple(words["names"]), tuple(map(tuple, words["colors"])))
+            self.classes = Classes.from_json({"things": ()} | words)  # earlier releases did not store them
         if not self.images:
             return
         stored = [{int(file.stem) for file in (self.folder / str(i)).glob("[0-9]*.png")} for i in self._numbers]
@@ -89,7 +90,7 @@ class Snapshots:
         edges = {"shortest_edge": sizes.shortest_edge, "longest_edge": sizes.longest_edge}
         predictions = [predict(model, image, **edges) for image in images]
         self.classes = classes = model.classes
-        words = json.dumps({"names": classes.names, "colors": classes.colors}, ensure_ascii=False) + "\n"
+        words = json.dumps(classes.to_json(), ensure_ascii=False) + "\n"
         _write(self.folder / "classes.json", partial(Path.write_text, data=words, encoding="utf-8"))
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(classes)] = classes.colors
@@ -115,10 +116,6 @@ def evenly_spaced(items: Sequence, most: int) -> list:
     if len(items) <= most:
         return list(items)
     return [items[round(i)] for i in np.linspace(0, len(items) - 1, most)]
-
-
-def _in_order(files: Iterable[Path]) -> list[Path]:
-    return sorted(files, key=lambda file: int(file.parent.name))
 
 
 def _read(file: Path) -> np.ndarray:

@@ -57,15 +57,12 @@ def soft_and_attached(embeddings: Tensor, features: Tensor) -> Tensor:
 
 
 def with_masks_by(model: Mask2Former, blocked: Blocked) -> Mask2Former:
-    """The same model with a decoder variant whose layers hide other cells."""
+    """A copy of the model whose decoder layers hide other cells."""
 
-    class Variant(TransformerDecoder):
-        def attention_mask(self, state: DecoderState, index: int, memory: DecoderMemory) -> tuple[Tensor, Tensor]:
-            return blocked(state.embeddings, memory.small_mask_features[self.level_of(index)])
+    def attention_mask(self: TransformerDecoder, state: DecoderState, index: int, memory: DecoderMemory) -> tuple:
+        return blocked(state.embeddings, memory.small_mask_features[self.level_of(index)])
 
-    decoder = Variant(model.config).to(model.pixel_mean.device)
-    decoder.load_state_dict(model.transformer_decoder.state_dict())
-    return Mask2Former(model.backbone, model.pixel_decoder, decoder, model.config).train(model.training)
+    return with_method(model, TransformerDecoder, "attention_mask", attention_mask)
 
 
 def mean_iou_masked_by(bench: Bench, blocked: Blocked) -> Finding:
@@ -119,37 +116,23 @@ def divided_by_height_and_width(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Equations 2 and 3 of Deformable DETR, but for the line that is marked."""
     values = self.value_projection(features).unflatten(2, (self.num_heads, -1))
-    shape = (self.num_heads, self.num_levels, self.num_points)
-    offsets = self.sampling_offsets(features + positions).unflatten(2, (*shape, 2))
-    weights = self.attention_weights(features + positions).unflatten(2, (self.num_heads, -1)).softmax(3)
+    offsets, weights = self.offsets_and_weights(features, positions)
     pixels = reference_points.new_tensor(level_sizes)  # here: (height, width), though offsets are (x, y)
     locations = reference_points[:, None, None, None] + offsets / pixels[:, None]
-    weights = weights.unflatten(3, shape[1:])
     attended = deformable_sampling(values, level_sizes, locations, weights)
     return self.output_projection(attended.flatten(2)), locations, weights
 
 
-def sampled(values: Tensor, level_sizes: list, locations: Tensor, weights: Tensor, **options: object) -> Tensor:
-    """Deformable sampling with options of `grid_sample`."""
-    batch, _, heads, dim = values.shape
-    levels = values.split([height * width for height, width in level_sizes], dim=1)
-    total = 0.0
-    for level, (value, size) in enumerate(zip(levels, level_sizes, strict=True)):
-        maps = value.permute(0, 2, 3, 1).reshape(batch * heads, dim, *size)
-        grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, S, P, 2)
-        shares = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * heads, S, P)
-        total = total + (F.grid_sample(maps, grid, **options) * shares[:, None]).sum(3)  # (B * heads, D, S)
-    return total.unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
-
-
 def corners_aligned(values: Tensor, level_sizes: list, locations: Tensor, weights: Tensor) -> Tensor:
-    """0 and 1 become the centres of the outer cells; they are the edges of the image."""
-    return sampled(values, level_sizes, locations, weights, align_corners=True)
+    """Reads as grid_sample does with align_corners=True: 0 and 1 become the centres of the outer cells."""
+    cells = locations.new_tensor([(width, height) for height, width in level_sizes])[:, None]  # (L, 1, 2)
+    return deformable_sampling(values, level_sizes, (locations * (cells - 1) + 0.5) / cells, weights)
 
 
 def border_repeated(values: Tensor, level_sizes: list, locations: Tensor, weights: Tensor) -> Tensor:
-    """Outside the image, the border goes on for ever; there should be nothing."""
-    return sampled(values, level_sizes, locations, weights, align_corners=False, padding_mode="border")
+    """Reads as grid_sample does with padding_mode="border": points outside move to the centre of an outer cell."""
+    half = 0.5 / locations.new_tensor([(width, height) for height, width in level_sizes])[:, None]  # (L, 1, 2)
+    return deformable_sampling(values, level_sizes, locations.clamp(half, 1 - half), weights)
 
 
 @torch.no_grad()

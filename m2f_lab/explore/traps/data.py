@@ -32,21 +32,26 @@ def as_served(label_ids: np.ndarray) -> np.ndarray:
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 
-def rooms_read_with(bench: Bench, to_label_map: Callable[[Dataset, np.ndarray], np.ndarray]) -> Finding:
-    """Pixels of a room that get another class than the file says."""
-    room = bench.rooms[bench.room]
-    found = to_label_map(bench.rooms, bench.rooms.raw_label(bench.room))
-    return wrong_pixels(room.image, room.label_map, found, bench.rooms.classes)
+Convert = Callable[[Dataset, np.ndarray], np.ndarray]
+"""Labels of a file → classes, or the other way round."""
 
 
-def streets_read_with(bench: Bench, to_label_map: Callable[[Dataset, np.ndarray], np.ndarray]) -> Finding:
-    """Pixels of a street that get another class than the file says."""
-    street = bench.samples[0]
-    found = to_label_map(bench.streets, bench.streets.raw_label(0))
-    return wrong_pixels(street.image, street.label_map, found, bench.streets.classes)
+def wrongly_read(dataset: Dataset, index: int, to_label_map: Convert) -> Finding:
+    """Pixels that get another class than the file says."""
+    sample = dataset[index]
+    found = to_label_map(dataset, dataset.raw_label(index))
+    return wrong_pixels(sample.image, sample.label_map, found, dataset.classes)
 
 
-def streets_written_with(bench: Bench, to_raw: Callable[[Dataset, np.ndarray], np.ndarray]) -> Finding:
+def rooms_read_with(bench: Bench, to_label_map: Convert) -> Finding:
+    return wrongly_read(bench.rooms, bench.room, to_label_map)
+
+
+def streets_read_with(bench: Bench, to_label_map: Convert) -> Finding:
+    return wrongly_read(bench.streets, 0, to_label_map)
+
+
+def streets_written_with(bench: Bench, to_raw: Convert) -> Finding:
     """Pixels of a perfect prediction that the evaluation server takes for something else."""
     street = bench.samples[0]
     known = street.label_map != IGNORE
@@ -62,33 +67,19 @@ def instances_split_with(bench: Bench, split: Callable[[np.ndarray], tuple[np.nd
     return wrong_pixels(bench.samples[0].image, truth, as_served(label_ids), AS_SERVED)
 
 
-def not_shifted(dataset: Dataset, raw: np.ndarray) -> np.ndarray:
-    """Takes the file as it is: 0, "other", becomes a class, and all names are off by one."""
-    return raw
+def unchanged(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
+    """Takes numbers as they are: of ADE20K, "other" becomes a class; of Cityscapes, ids are taken for other ids."""
+    return labels
 
 
 def shifted_twice(dataset: Dataset, raw: np.ndarray) -> np.ndarray:
     """Once when the files were prepared and once when they are read: walls are ignored, buildings become walls."""
-    label_map = raw
-    for _ in range(2):
-        label_map = np.where(label_map == 0, IGNORE, label_map)
-        label_map = np.where(label_map == IGNORE, IGNORE, label_map - 1)
-    return label_map
+    return np.where((raw <= 1) | (raw == IGNORE), IGNORE, raw - 2)
 
 
 def other_becomes_a_class(dataset: Dataset, raw: np.ndarray) -> np.ndarray:
     """Keeps the ids from 0 up: what has no name is learned as the first class."""
     return np.maximum(raw, 1) - 1
-
-
-def label_ids_as_classes(dataset: Dataset, raw: np.ndarray) -> np.ndarray:
-    """There are 34 ids and 19 classes; those that are too large are noticed, the others are not."""
-    return raw
-
-
-def train_ids_submitted(dataset: Dataset, label_map: np.ndarray) -> np.ndarray:
-    """Sends what the model predicts."""
-    return label_map
 
 
 def always_divided(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +142,7 @@ DATA = (
         mistake="ADE20K's files hold 0 for “other” and 1…150 for the classes. Taken as they are, “other” is learned "
         "and every name is off by one.",
         question="How many pixels of a room keep their class?",
-        unit=_WRONG, right=Dataset.to_label_map, broken=not_shifted, measure=rooms_read_with,
+        unit=_WRONG, right=Dataset.to_label_map, broken=unchanged, measure=rooms_read_with,
         guarded_by="tests/test_data_readers.py::test_ade20k_shifts_once_and_ignores_zero",
     ),
     Trap(
@@ -173,14 +164,14 @@ DATA = (
         mistake="The files hold 34 labelIds; 19 of them are trained, under other numbers. A labelId below 19 is a "
         "valid class, only the wrong one.",
         question="Road is labelId 7 and class 0. What will the road be?",
-        unit=_WRONG, right=Dataset.to_label_map, broken=label_ids_as_classes, measure=streets_read_with,
+        unit=_WRONG, right=Dataset.to_label_map, broken=unchanged, measure=streets_read_with,
         guarded_by="tests/test_data_readers.py::test_cityscapes_maps_all_34_label_ids",
     ),
     Trap(
         name="trainIds submitted",
         mistake="The evaluation server wants labelIds back. A file of trainIds is accepted and scored.",
         question="A perfect model submits its trainIds. What does it score?",
-        unit=_WRONG, right=Dataset.to_raw, broken=train_ids_submitted, measure=streets_written_with,
+        unit=_WRONG, right=Dataset.to_raw, broken=unchanged, measure=streets_written_with,
         guarded_by="tests/test_data_readers.py::test_cityscapes_gives_label_ids_back_for_submission",
     ),
     Trap(

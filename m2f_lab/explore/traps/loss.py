@@ -5,23 +5,21 @@ B images, L predictions, Q queries, K classes, T segments, P points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from unittest.mock import patch
 
 import torch
-import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor
 
+from m2f_lab.data.loading import Batch
 from m2f_lab.explore.traps.trap import Bench, Finding, Trap
-from m2f_lab.loss import Criterion, criterion
-from m2f_lab.loss.criterion import average_num_masks
+from m2f_lab.loss import Criterion
+from m2f_lab.loss.criterion import Divisors, average_num_masks
 from m2f_lab.loss.matcher import mask_costs
+from m2f_lab.loss.points import sample_segments
 from m2f_lab.structures import IGNORE, MaskLogits, Output, Target, sample_points
-
-NUM_PROCESSES = 8
+from m2f_lab.training.distributed import DistributedContext
+from m2f_lab.training.step import whole_batch_divisors
 
 
 def _cpu_output(bench: Bench) -> Output:
@@ -39,15 +37,21 @@ def _target(bench: Bench) -> Target:
     return Target.from_label_map(torch.from_numpy(bench.samples[0].label_map))
 
 
+def criterion_of(bench: Bench) -> Criterion:
+    """The library's, with its default weights, at few points."""
+    return Criterion(len(bench.streets.classes), num_points=256)
+
+
 # --- what losses are divided by ---------------------------------------------------------------------------------------
 
 
 def loss_without_segments(bench: Bench, num_masks: Callable) -> Finding:
     """The total loss of an image in which there is nothing to learn but "no object"."""
+    output, criterion = _cpu_output(bench), criterion_of(bench)
     nothing = Target.from_label_map(torch.full(bench.samples[0].label_map.shape, IGNORE))
-    with patch.object(criterion, "average_num_masks", num_masks):
-        losses = Criterion(len(bench.streets.classes), num_points=256)(_cpu_output(bench), [nothing])
-    return Finding(float(losses["total"].detach()))
+    queries = criterion.no_object_weight * output.masks[-1].num_queries
+    divisors = Divisors(queries, num_masks([nothing], torch.device("cpu")))
+    return Finding(float(criterion(output, [nothing], divisors)["total"].detach()))
 
 
 def not_clamped(targets: Sequence[Target], device: torch.device) -> Tensor | int:
@@ -55,44 +59,44 @@ def not_clamped(targets: Sequence[Target], device: torch.device) -> Tensor | int
     return sum(target.num_segments for target in targets)
 
 
-@contextmanager
-def pretended_processes(count: int) -> Iterator[None]:
-    """As if `count` processes with as many segments each had added up."""
-    group = dict(is_initialized=lambda: True, get_world_size=lambda: count, all_reduce=lambda total: total.mul_(count))
-    with patch.multiple(torch.distributed, **group):
-        yield
+class Processes(DistributedContext):
+    """Pretended processes: each has the same images as this one."""
+
+    def sum(self, values: list[float]) -> list[float]:
+        return [self.size * value for value in values]
 
 
-def weight_of_mask_losses(bench: Bench, num_masks: Callable) -> Finding:
+def weight_of_mask_losses(bench: Bench, divisors: Callable[..., Divisors]) -> Finding:
     """Weight of the mask losses of one process among eight, relative to one process alone."""
-    targets, device = [_target(bench)], torch.device("cpu")
-    with pretended_processes(NUM_PROCESSES):
-        return Finding(targets[0].num_segments / float(num_masks(targets, device)))
+    output, targets, criterion = _cpu_output(bench), [_target(bench)], criterion_of(bench)
+    matching = criterion.matcher(output, targets)
+    points = torch.rand(len(matching.query), criterion.num_points, 2)
+    batch = Batch(bench.images(0), targets, [""])
+    worlds = (Processes(0, size, torch.device("cpu")) for size in (1, 8))
+    given = (divisors(batch, output, criterion.no_object_weight, world) for world in worlds)
+    alone, among = (criterion.losses(output, targets, matching, points, each)["0.mask"] for each in given)
+    return Finding(float((among / alone).detach()))
 
 
-def averaged_twice(targets: Sequence[Target], device: torch.device) -> Tensor:
+def averaged_twice(batch: Batch, output: Output, no_object_weight: float, world: DistributedContext) -> Divisors:
     """Divided by the number of processes here, though it is an average already."""
-    return average_num_masks(targets, device) / torch.distributed.get_world_size()
+    average = whole_batch_divisors(batch, output, no_object_weight, world)
+    return average._replace(segments=average.segments / world.size)
 
 
 # --- what weighs how much ---------------------------------------------------------------------------------------------
 
 
-def weighing_a_tenth(num_classes: int, **options) -> Criterion:
-    """The library's default."""
-    return Criterion(num_classes, **options)
-
-
-def weighing_one(num_classes: int, **options) -> Criterion:
+def weighing_one(bench: Bench) -> Criterion:
     """Leaves all weights of the cross-entropy at 1."""
-    return Criterion(num_classes, no_object_weight=1.0, **options)
+    return replace(criterion_of(bench), no_object_weight=1.0)
 
 
-def share_of_no_object(bench: Bench, make_criterion: Callable[..., Criterion]) -> Finding:
+def share_of_no_object(bench: Bench, make: Callable[[Bench], Criterion]) -> Finding:
     """Share of the class loss's gradient that comes from queries without a segment, in percent, at the beginning."""
     output = _cpu_output(bench)
     fresh = [torch.zeros_like(logits).requires_grad_() for logits in output.class_logits]  # knows no class yet
-    criterion = make_criterion(len(bench.streets.classes), num_points=256)
+    criterion = make(bench)
     criterion(replace(output, class_logits=fresh), [_target(bench)])["0.class"].backward()
     gradient = fresh[0].grad[0]  # (Q, K+1)
     strength, unmatched = gradient.abs().sum(dim=1), gradient[:, -1] < 0  # (Q), (Q)
@@ -106,16 +110,10 @@ def costs_without_numbers(bench: Bench, costs: Callable) -> Finding:
     """Share of the costs of matching that are infinite or NaN, in percent, at the paper's number of points."""
     masks, size = _cpu_output(bench).masks, bench.output(0).padded_size
     points = torch.rand(1, Criterion(1).num_points, 2)
-    truth = sample_points(_padded(_target(bench), size), points)[0]  # (T, P)
+    truth = sample_segments(_target(bench), points[0], size)  # (T, P)
     embeddings = torch.cat([of_prediction.embeddings for of_prediction in masks])  # (L, Q, C)
     terms = costs(embeddings, sample_points(masks[-1].features, points)[0], truth)
     return Finding(100 * float((~sum(terms).isfinite()).float().mean()))
-
-
-def _padded(target: Target, size: tuple[int, int]) -> Tensor:
-    """Masks of the segments over the padded image. [1, T, *size]"""
-    height, width = target.size
-    return F.pad(target.dense().float(), (0, size[1] - width, 0, size[0] - height))[None]
 
 
 def in_half_precision(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,15 +134,15 @@ LOSS = (
         mistake="The number of segments is averaged over processes so that the loss does not depend on how many there "
         "are. Averaged twice, it does.",
         question="A run moves from one GPU to eight. What happens to its mask losses?",
-        unit="mask losses weigh {} ×", right=average_num_masks, broken=averaged_twice, measure=weight_of_mask_losses,
-        guarded_by="tests/test_criterion.py::test_num_masks_is_averaged_over_processes_and_then_clamped",
+        unit="mask losses weigh {} ×", right=whole_batch_divisors, broken=averaged_twice, measure=weight_of_mask_losses,
+        guarded_by="tests/test_training_step.py::TestParts::test_divisors_by_hand",
     ),
     Trap(
         name="no-object weighs 1",
         mistake="Most queries have no segment. In the cross-entropy “no object” weighs 0.1, or the few others are not "
         "heard.",
         question="Which share of what the class head learns at first is “say no object”?",
-        unit="{} % of the gradient says “no object”", right=weighing_a_tenth, broken=weighing_one,
+        unit="{} % of the gradient says “no object”", right=criterion_of, broken=weighing_one,
         measure=share_of_no_object,
         guarded_by="tests/test_criterion.py::test_no_object_is_the_last_class_and_weighs_a_tenth",
     ),

@@ -6,7 +6,7 @@ C channels, H/W height/width of an image, h/w of a feature map.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import TypeVar
 
@@ -32,7 +32,11 @@ def with_method(module: Module, part: type[nn.Module], name: str, method: Callab
 
 def mean_iou(bench: Bench, model: Mask2Former) -> Finding:
     """mIoU of a model, and its label map of the first street."""
-    label_maps = [model.predict(sample.image).label_map for sample in bench.samples]
+    return mean_iou_of_maps(bench, [model.predict(sample.image).label_map for sample in bench.samples])
+
+
+def mean_iou_of_maps(bench: Bench, label_maps: Sequence[np.ndarray]) -> Finding:
+    """mIoU of predictions for all streets, and the first of them."""
     return Finding(bench.mean_iou(label_maps), bench.samples[0].image, label_maps[0], bench.streets.classes)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from m2f_lab.data import Classes, distinct_colors
-from m2f_lab.evaluation import SemanticEvaluator
+from m2f_lab.explore.traps.measures import mean_iou_of_maps
 from m2f_lab.explore.traps.trap import Bench, Finding, Trap
 from m2f_lab.inference.postprocess import panoptic, semantic
 from m2f_lab.structures import IGNORE, MaskLogits, Output, Prediction, resize
@@ -23,8 +23,7 @@ from m2f_lab.structures import IGNORE, MaskLogits, Output, Prediction, resize
 
 def mean_iou_of(bench: Bench, to_label_map: Callable[[Output], np.ndarray]) -> Finding:
     """mIoU of the model's outputs, made label maps by the variant."""
-    label_maps = [to_label_map(bench.output(index)) for index in range(len(bench.samples))]
-    return Finding(bench.mean_iou(label_maps), bench.samples[0].image, label_maps[0], bench.streets.classes)
+    return mean_iou_of_maps(bench, [to_label_map(bench.output(index)) for index in range(len(bench.samples))])
 
 
 def scores_resized(output: Output) -> np.ndarray:
@@ -61,27 +60,16 @@ def no_object_first(output: Output) -> np.ndarray:
 
 # --- mIoU -------------------------------------------------------------------------------------------------------------
 
-Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
-"""Predicted and true label map of each image."""
 
-
-def mean_iou_by(bench: Bench, count: Callable[[Pairs, int], float]) -> Finding:
+def mean_iou_by(bench: Bench, count: Callable[..., float]) -> Finding:
     """mIoU of the model's predictions, counted by the variant."""
-    pairs = [(semantic(bench.output(index)).label_map, sample.label_map) for index, sample in enumerate(bench.samples)]
-    return Finding(count(pairs, len(bench.streets.classes)))
+    return Finding(count(bench, [scores_resized(bench.output(index)) for index in range(len(bench.samples))]))
 
 
-def over_all_images(pairs: Pairs, num_classes: int) -> float:
-    """The library's: one confusion matrix."""
-    evaluator = SemanticEvaluator(num_classes)
-    for predicted, truth in pairs:
-        evaluator.update(predicted, truth)
-    return evaluator.result()["mIoU"]
-
-
-def mean_over_images(pairs: Pairs, num_classes: int) -> float:
+def mean_over_images(bench: Bench, label_maps: Sequence[np.ndarray]) -> float:
     """A mIoU for each image, and the mean of those."""
-    return float(np.mean([over_all_images([pair], num_classes) for pair in pairs]))
+    each = [bench.mean_iou([label_map], [sample]) for label_map, sample in zip(label_maps, bench.samples, strict=True)]
+    return float(np.mean(each))
 
 
 # --- panoptic ---------------------------------------------------------------------------------------------------------
@@ -102,9 +90,8 @@ def perfect_output(bench: Bench) -> tuple[Output, Classes]:
     class_logits[0, range(len(labels)), labels] = 20.0
     factors = MaskLogits(torch.eye(len(labels))[None], torch.where(torch.stack(masks), 20.0, -20.0)[None])
     names = tuple(f"query {query}: {bench.streets.classes.names[label]}" for query, label in enumerate(labels))
-    return Output([class_logits], [factors], (height, width), (height, width)), Classes(
-        names, distinct_colors(len(names))
-    )
+    queries = Classes(names, distinct_colors(len(names)))
+    return Output([class_logits], [factors], (height, width), (height, width)), queries
 
 
 def _finding(value: float, bench: Bench, prediction: Prediction, queries: Classes) -> Finding:
@@ -200,7 +187,7 @@ RESULTS = (
         mistake="Published figures add up the counts of all images first. The mean of per-image values is another "
         "number.",
         question="Nothing about the predictions changes. Does the number go up or down?",
-        unit="mIoU {} %", right=over_all_images, broken=mean_over_images, measure=mean_iou_by,
+        unit="mIoU {} %", right=Bench.mean_iou, broken=mean_over_images, measure=mean_iou_by,
         guarded_by="tests/test_evaluation.py::test_counts_are_added_up_over_the_data_set_not_figures_averaged",
     ),
     Trap(

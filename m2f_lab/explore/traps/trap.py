@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m2f_lab.data import Classes, Dataset
+from m2f_lab.data import Classes, Dataset, Sample
 from m2f_lab.evaluation import SemanticEvaluator
 from m2f_lab.inference.predict import device_of, evaluating
 from m2f_lab.model import Mask2Former
@@ -43,8 +43,8 @@ class Bench:
     count: int = 4
 
     @cached_property
-    def samples(self) -> tuple:
-        """The streets that are predicted. Sample [count]"""
+    def samples(self) -> tuple[Sample, ...]:
+        """The streets that are predicted."""
         return tuple(self.streets[index] for index in range(min(self.count, len(self.streets))))
 
     @cached_property
@@ -63,10 +63,10 @@ class Bench:
         with evaluating(model), torch.inference_mode():
             return model(self.images(index), **options)
 
-    def mean_iou(self, label_maps: list[np.ndarray]) -> float:
-        """Mean intersection over union of predictions for all samples, in percent."""
+    def mean_iou(self, label_maps: Sequence[np.ndarray], samples: Sequence[Sample] | None = None) -> float:
+        """mIoU of predictions for samples, by default for all, in percent, from one confusion matrix."""
         evaluator = SemanticEvaluator(len(self.streets.classes))
-        for label_map, sample in zip(label_maps, self.samples, strict=True):
+        for label_map, sample in zip(label_maps, self.samples if samples is None else samples, strict=True):
             evaluator.update(label_map, sample.label_map)
         return evaluator.result()["mIoU"]
 
