@@ -14,7 +14,6 @@ from m2f_lab.explore.plots.charts import (
     confusion,
     curves,
     dumbbells,
-    learning_curves,
     losses_per_prediction,
     matrices,
 )
@@ -29,7 +28,7 @@ from m2f_lab.explore.plots.pictures import (
     masks,
     segmentation,
 )
-from m2f_lab.explore.plots.runs import compared_runs, training_progress
+from m2f_lab.explore.plots.runs import compared_runs, learning_curves, training_progress
 from m2f_lab.explore.plots.sampling import sampling_panels, sampling_points
 from m2f_lab.explore.plots.theme import PALETTE
 

@@ -5,13 +5,12 @@ Q queries, K classes, T segments.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from m2f_lab.explore.plots.theme import HEAT, PALETTE, SMALL, TITLE, chart, chart_row, colors
+from m2f_lab.explore.plots.theme import HEAT, PALETTE, SMALL, TITLE, chart, chart_grid, colors
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, title: str = "") -> Figure:
@@ -29,38 +28,6 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str
     ax.set_ylabel(y)
     if len(series) > 1:
         ax.legend(fontsize=SMALL, frameon=False)
-    return figure
-
-
-def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), title: str = "") -> Figure:
-    """Course of a run: the loss and its terms, mIoU, and the learning rate.
-
-    Args:
-        steps: rows of `Run.steps`, with "iteration", "loss", "learning_rate" and the terms "0.class", "0.mask", …; or
-            with means over predictions, "class", "mask", "dice", in their place.
-        evaluations: rows with "iteration" and "mIoU" in percent.
-        title: over everything.
-    """
-    figure, axes = chart_row(4, 2.9, 2.5, title)
-    iterations = [row["iteration"] for row in steps]
-    axes[0].plot(iterations, [row["loss"] for row in steps], color=PALETTE[0], linewidth=1.4)
-    axes[0].set_title("loss, weighted sum", fontsize=TITLE)
-    terms = loss_terms(steps)
-    for term, color in zip(terms, colors(len(terms)), strict=True):
-        axes[1].plot(iterations, [mean_term(row, term) for row in steps], color=color, linewidth=1.2, label=term)
-    axes[1].legend(fontsize=SMALL, frameon=False)
-    axes[1].set_title("terms, mean of predictions", fontsize=TITLE)
-    axes[2].plot(
-        [row["iteration"] for row in evaluations], [row["mIoU"] for row in evaluations], color=PALETTE[2], marker="o",
-        markersize=4, linewidth=1.4,
-    )  # fmt: skip
-    axes[2].set_title("mIoU in percent", fontsize=TITLE)
-    axes[2].set_ylim(0, 100)
-    axes[3].plot(iterations, [row.get("learning_rate", math.nan) for row in steps], color=PALETTE[4], linewidth=1.4)
-    axes[3].set_title("learning rate", fontsize=TITLE)
-    axes[3].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for ax in axes:
-        ax.set_xlabel("iteration")
     return figure
 
 
@@ -165,7 +132,7 @@ def matrices(
         marked: row and column numbers of cells to frame, for example the matched pairs.
         width, height: of one table, in inches.
     """
-    figure, axes = chart_row(len(tables), width, height, "")
+    figure, axes = chart_grid(1, len(tables), width, height)
     for ax, (title, table) in zip(axes, tables.items(), strict=True):
         shown = ax.imshow(table, aspect="auto", cmap=HEAT, interpolation="nearest")
         ax.scatter(marked[1], marked[0], s=55, facecolors="none", edgecolors="cyan", linewidths=1.6)
@@ -191,10 +158,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str = "") -> Figu
     side = 1.6 + 0.32 * len(kept)
     figure, ax = chart(side + 1.2, side, title)
     shown = ax.imshow(shares, cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
-    for axis in ("x", "y"):
-        rotation = {"rotation": 60, "ha": "right"} if axis == "x" else {}
-        ax.set(**{f"{axis}ticks": range(len(kept))})
-        getattr(ax, f"set_{axis}ticklabels")([names[k] for k in kept], fontsize=SMALL, **rotation)
+    ax.set_xticks(range(len(kept)), [names[k] for k in kept], fontsize=SMALL, rotation=60, ha="right")
+    ax.set_yticks(range(len(kept)), [names[k] for k in kept], fontsize=SMALL)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     ax.grid(visible=False)
@@ -213,9 +178,3 @@ def loss_terms(rows: Iterable[Mapping[str, float]]) -> dict[str, list[int]]:
         if number.isdigit():
             found.setdefault(term, []).append(int(number))
     return {term: sorted(numbers) for term, numbers in found.items()} or {"class": [], "mask": [], "dice": []}
-
-
-def mean_term(row: dict, term: str) -> float:
-    """A loss term averaged over predictions; NaN where the row does not hold it."""
-    values = [value for name, value in row.items() if name == term or name.endswith(f".{term}")]
-    return sum(values) / len(values) if values else math.nan

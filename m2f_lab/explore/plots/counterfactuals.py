@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize, overlay
-from m2f_lab.explore.plots.theme import PALETTE, SMALL, TEXT, TITLE, class_legend, picture_grid
+from m2f_lab.explore.plots.theme import PALETTE, SMALL, TITLE, class_legend, dress, picture_grid, show
 
 MAX_BARS = 10
 
@@ -34,8 +34,7 @@ def label_change(
         f"{100 * changed.mean():.1f} % of the pixels changed": difference,
     }
     for ax, (name, picture) in zip(axes, panels.items(), strict=False):
-        ax.imshow(picture, interpolation="nearest")
-        ax.set_title(name, fontsize=TITLE)
+        show(ax, picture, name)
 
     count = len(classes)
     pixels = [np.bincount(labels.ravel(), minlength=count) for labels in (before, after)]
@@ -44,16 +43,14 @@ def label_change(
     shown = shown[(pixels[0] + pixels[1])[shown] > 0]
     ax = axes[3]
     ax.set_axis_on()
-    ax.spines[["top", "right", "left"]].set_visible(False)
+    dress(ax)
     ax.barh(range(len(shown)), gained[shown], color=[PALETTE[0] if g > 0 else PALETTE[1] for g in gained[shown]])
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(shown)), [classes.names[k] for k in shown], fontsize=SMALL)
     ax.invert_yaxis()
     reach = max(np.abs(gained).max(), 0.1)
     ax.set_xlim(-1.1 * reach, 1.1 * reach)
-    ax.tick_params(labelsize=SMALL)
-    ax.set_xlabel("gained or lost, in % of the image", fontsize=TEXT)
+    ax.set_xlabel("gained or lost, in % of the image")
     figure.suptitle(title, fontsize=TITLE + 1)
-    present = np.flatnonzero(pixels[0] + pixels[1])
-    class_legend(figure, present.tolist(), classes)
+    class_legend(figure, [before, after], classes)
     return figure

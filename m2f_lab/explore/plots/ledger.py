@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import overlay
-from m2f_lab.explore.plots.theme import PALETTE, SMALL, TEXT, TITLE, NotebookFigure
+from m2f_lab.explore.plots.theme import PALETTE, SMALL, TEXT, NotebookFigure, dress, show
 
 OTHERS = "#c4c8cd"
 
@@ -44,12 +44,13 @@ def pixel_ledger(
     figure.get_layout_engine().set(h_pad=0.1)
     picture, bars = figure.subplots(1, 2)
 
-    picture.imshow(overlay(image, label_map, classes, 0.6), interpolation="nearest")
+    title = f"pixel ({place[0]}, {place[1]}): {classes.names[shown[0]]}"
+    show(picture, overlay(image, label_map, classes, 0.6), title)
     for size, color in ((7, "black"), (4, "white")):
         picture.plot(*place, marker="+", markersize=16, markeredgewidth=size / 2, color=color)
-    picture.set_title(f"pixel ({place[0]}, {place[1]}): {classes.names[shown[0]]}", fontsize=TITLE)
     picture.set_axis_off()
 
+    dress(bars)
     left = np.zeros(len(shown))
     parts = [(f"query {query}", shares[query, shown], PALETTE[i]) for i, query in enumerate(first)]
     rest = scores[shown] - sum(values for _, values, _ in parts)
@@ -64,7 +65,5 @@ def pixel_ledger(
     bars.invert_yaxis()
     bars.set_xlim(0, 1.15 * max(float(scores[shown[0]]), 1e-6))
     bars.set_xlabel("score: the sum of p(class | query) · p(pixel | query)", fontsize=SMALL)
-    bars.tick_params(labelsize=SMALL)
-    bars.spines[["top", "right"]].set_visible(False)
     bars.legend(fontsize=SMALL, frameon=False, loc="lower right")
     return figure

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize, overlay
-from m2f_lab.explore.plots.theme import HEAT, TITLE, class_legend, picture_grid
+from m2f_lab.explore.plots.theme import HEAT, TITLE, class_legend, picture_grid, show
 from m2f_lab.structures import IGNORE
 
 
@@ -28,7 +28,7 @@ def images(panels: Mapping[str, np.ndarray], columns: int | None = None, width: 
     height, breadth = next(iter(panels.values())).shape[:2]
     figure, axes = picture_grid(len(panels), columns or len(panels), width, width * height / breadth)
     for ax, (title, picture) in zip(axes, panels.items(), strict=True):
-        _show(ax, picture, title)
+        show(ax, picture, title)
     return figure
 
 
@@ -50,8 +50,7 @@ def segmentation(
         painted[label_map == IGNORE] = 0
         panels[title] = painted
     figure = images(panels, width=width)
-    present = np.unique(np.concatenate([np.unique(label_map) for label_map in label_maps.values()]))
-    class_legend(figure, [int(label) for label in present if label != IGNORE], classes)
+    class_legend(figure, list(label_maps.values()), classes)
     return figure
 
 
@@ -72,9 +71,8 @@ def comparison_rows(
         titles = ("image", "truth", "prediction") if i == 0 else ("", "", "")
         pictures = (image, colorize(truth, classes), colorize(prediction, classes))
         for ax, picture, title in zip(axes[3 * i : 3 * i + 3], pictures, titles, strict=True):
-            _show(ax, picture, title)
-    present = np.unique(np.concatenate([np.unique(m) for _, *maps in rows for m in maps]))
-    class_legend(figure, [int(label) for label in present if label != IGNORE], classes)
+            show(ax, picture, title)
+    class_legend(figure, [label_map for _, *label_maps in rows for label_map in label_maps], classes)
     return figure
 
 
@@ -90,7 +88,7 @@ def masks(image: np.ndarray, maps: np.ndarray, captions: Sequence[str], columns:
     """
     figure, axes = picture_grid(len(maps), min(columns, len(maps)), width, width * image.shape[0] / image.shape[1])
     for ax, probability, caption in zip(axes, maps, captions, strict=True):
-        _show(ax, image, caption)
+        show(ax, image, caption)
         _veil(ax, probability, image.shape[:2])
     return figure
 
@@ -117,7 +115,7 @@ def attention(
     figure, axes = picture_grid(4, 4, width, width * image.shape[0] / image.shape[1], title=bool(title))
     titles = ("mask before the layer", "allowed cells", "attention weights", "mask after the layer")
     for ax, name in zip(axes, titles, strict=True):
-        _show(ax, image, name)
+        show(ax, image, name)
     _veil(axes[0], mask_before, image.shape[:2])
     _veil(axes[1], (~blocked).astype(float), image.shape[:2], smooth=False)
     _heat(axes[2], weights, image.shape[:2])
@@ -141,32 +139,24 @@ def heat_over_image(
     lines = max(title.count("\n") for title in maps)
     figure, axes = picture_grid(len(maps), columns or len(maps), width, height + 0.17 * lines)
     for ax, (title, values) in zip(axes, maps.items(), strict=True):
-        _show(ax, image, title)
+        show(ax, image, title)
         _heat(ax, values, image.shape[:2])
     return figure
-
-
-def _show(ax: Axes, picture: np.ndarray, title: str) -> None:
-    if picture.ndim == 2:
-        ax.imshow(picture, cmap=HEAT, interpolation="nearest")
-    else:
-        ax.imshow(picture, interpolation="nearest")
-    ax.set_title(title, fontsize=TITLE)
 
 
 def _veil(ax: Axes, probability: np.ndarray, size: tuple[int, int], smooth: bool = True) -> None:
     """Darken the picture where a mask is not."""
     veil = np.zeros((*probability.shape, 4), np.float32)
     veil[..., 3] = 0.85 * (1 - probability)
-    ax.imshow(veil, extent=_extent(size), interpolation="bilinear" if smooth else "nearest")
+    _lay_over(ax, veil, size, interpolation="bilinear" if smooth else "nearest")
 
 
 def _heat(ax: Axes, values: np.ndarray, size: tuple[int, int]) -> None:
     top = float(values.max()) or 1.0
-    ax.imshow(values / top, extent=_extent(size), cmap=HEAT, alpha=0.75, vmin=0, vmax=1, interpolation="nearest")
+    _lay_over(ax, values / top, size, cmap=HEAT, alpha=0.75, vmin=0, vmax=1, interpolation="nearest")
 
 
-def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Lay a coarser map over a whole picture of this size: left, right, bottom, top in pixel centres."""
+def _lay_over(ax: Axes, values: np.ndarray, size: tuple[int, int], **look) -> None:
+    """Draw a coarser map over a whole picture, [H, W]; its edges are those of the outer pixels."""
     height, width = size
-    return -0.5, width - 0.5, height - 0.5, -0.5
+    ax.imshow(values, extent=(-0.5, width - 0.5, height - 0.5, -0.5), **look)

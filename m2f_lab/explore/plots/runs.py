@@ -1,4 +1,4 @@
-"""Figures of training runs: one that is watched, and several laid over each other.
+"""Figures of training runs: one that is done, one that is watched, and several laid over each other.
 
 L predictions, H/W height/width.
 """
@@ -16,12 +16,42 @@ from matplotlib.figure import Figure
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize
-from m2f_lab.explore.plots.charts import loss_terms, mean_term
-from m2f_lab.explore.plots.theme import PALETTE, SMALL, TEXT, TITLE, NotebookFigure, class_legend, colors, dress
+from m2f_lab.explore.plots.charts import loss_terms
+from m2f_lab.explore.plots.theme import (
+    PALETTE,
+    SMALL,
+    TEXT,
+    TITLE,
+    NotebookFigure,
+    chart_grid,
+    class_legend,
+    colors,
+    dress,
+)  # fmt: skip
 
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of the terms, where colours stand for runs
 WIDTH, CHARTS = 12.4, 4.9  # inches: of a figure of progress, and how high its charts are
 LAYERS = "viridis_r"  # perceptually uniform, readable without colour vision; the last prediction is darkest
+
+
+def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), title: str = "") -> Figure:
+    """Course of a run: the loss and its terms, mIoU, and the learning rate.
+
+    Args:
+        steps: rows of `Run.steps`, with "iteration", "loss", "learning_rate" and the terms "0.class", "0.mask", …; or
+            with means over predictions, "class", "mask", "dice", in their place.
+        evaluations: rows with "iteration" and "mIoU" in percent.
+        title: over everything.
+    """
+    figure, axes = chart_grid(1, 4, 2.9, 2.5, title)
+    terms = loss_terms(steps)
+    looks = {term: {"color": color, "label": term} for term, color in zip(terms, colors(len(terms)), strict=True)}
+    _course(axes, (steps, evaluations), looks, (PALETTE[0], PALETTE[2], PALETTE[4]))
+    axes[1].legend(fontsize=SMALL, frameon=False)
+    axes[2].set_ylim(0, 100)
+    for ax in axes:
+        ax.set_xlabel("iteration")
+    return figure
 
 
 def training_progress(
@@ -46,8 +76,7 @@ def training_progress(
     # Places are fixed: a layout engine would take half the time of drawing, and this figure is drawn often.
     figure = NotebookFigure(figsize=(WIDTH, CHARTS), dpi=90)
     if label_maps:
-        present = np.unique(np.concatenate([np.unique(m) for maps in label_maps.values() for m in maps]))
-        class_legend(figure, present.tolist(), classes, place="lower center")
+        class_legend(figure, [m for maps in label_maps.values() for m in maps], classes, place="lower center")
         _strip(figure, images, label_maps, classes)
     height = figure.get_figheight()
     figure.suptitle(title, fontsize=TITLE + 1, y=1 - 0.08 / height)
@@ -61,19 +90,14 @@ def training_progress(
     _line(axes[0, 0], iterations, [row["loss"] for row in steps], "loss, weighted sum", PALETTE[0])
     for ax, (term, predictions) in zip(axes[0, 1:], terms.items(), strict=False):
         _lines_of_predictions(ax, steps, term, predictions)
-    evaluated = [row for row in evaluations if row["mIoU"] is not None]
+    evaluated = _measured(evaluations)
     places, figures = [row["iteration"] for row in evaluated], [row["mIoU"] for row in evaluated]
     _line(axes[1, 0], places, figures, "mIoU in percent", PALETTE[2], marker="o")
     axes[1, 0].set_ylim(0, _top(figures))
-    for ax, (name, text), color in zip(
-        axes[1, 1:4],
-        (
-            ("learning_rate", "learning rate"),
-            ("images_per_second", "images per second"),
-            ("memory_gib", "peak memory in GiB"),
-        ),
-        (PALETTE[4], PALETTE[5], PALETTE[3]),
-        strict=True,
+    for ax, name, text, color in (
+        (axes[1, 1], "learning_rate", "learning rate", PALETTE[4]),
+        (axes[1, 2], "images_per_second", "images per second", PALETTE[5]),
+        (axes[1, 3], "memory_gib", "peak memory in GiB", PALETTE[3]),
     ):
         _line(ax, iterations, [row.get(name, math.nan) for row in steps], text, color)
     axes[1, 1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -100,11 +124,6 @@ def _lines_of_predictions(ax: Axes, steps: Sequence[dict], term: str, prediction
     if predictions:
         ax.legend(fontsize=SMALL, frameon=False)
     ax.set_title(f"{term} term", fontsize=TITLE)
-
-
-def _line(ax: Axes, x: Sequence[float], y: Sequence[float], title: str, color: str, marker: str = "") -> None:
-    ax.plot(x, y, color=color, linewidth=1.4, marker=marker or ("o" if len(x) == 1 else None), markersize=4)
-    ax.set_title(title, fontsize=TITLE)
 
 
 def _top(percent: Sequence[float]) -> float:
@@ -143,40 +162,56 @@ def compared_runs(runs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]], tit
         runs: name → rows of steps and of evaluations, with the keys of `training_progress`, and "seconds" of both.
         title: over everything.
     """
-    figure = NotebookFigure(figsize=(13.0, 5.4), layout="constrained", dpi=90)
-    if title:
-        figure.suptitle(title, fontsize=TITLE + 1)
-    axes = figure.subplots(2, 4, squeeze=False)
+    figure, axes = chart_grid(2, 4, 3.25, 2.7, title)
     longest = max((row["seconds"] for steps, _ in runs.values() for row in steps), default=0.0)
     unit, seconds = ("hours", 3600) if longest >= 7200 else ("minutes", 60) if longest >= 120 else ("seconds", 1)
-    terms = loss_terms(step for steps, _ in runs.values() for step in steps)
-    best = [row["mIoU"] for _, rows in runs.values() for row in rows if row["mIoU"] is not None]
-    for (name, (steps, evaluations)), color in zip(runs.items(), colors(len(runs)), strict=True):
-        for row, (key, scale) in enumerate((("iteration", 1), ("seconds", seconds))):
-            x = [step[key] / scale for step in steps]
-            style = {"color": color, "linewidth": 1.3, "marker": "o" if len(steps) == 1 else None, "markersize": 4}
-            axes[row, 0].plot(x, [step["loss"] for step in steps], label=name if row == 0 else None, **style)
-            for term, dashes in zip(terms, cycle(DASHES), strict=False):
-                axes[row, 1].plot(x, [mean_term(step, term) for step in steps], linestyle=dashes, **style)
-            evaluated = [entry for entry in evaluations if entry["mIoU"] is not None]
-            places = [entry[key] / scale for entry in evaluated]
-            axes[row, 2].plot(
-                places, [entry["mIoU"] for entry in evaluated], color=color, linewidth=1.3, marker="o", markersize=4
-            )
-            axes[row, 3].plot(x, [step.get("learning_rate", math.nan) for step in steps], **style)
-    titles = ("loss, weighted sum", "terms, mean of predictions", "mIoU in percent", "learning rate")
-    for ax, text in zip(axes[0], titles, strict=True):
-        ax.set_title(text, fontsize=TITLE)
-    for row, label in enumerate(("iteration", f"{unit} of training")):
-        axes[row, 2].set_ylim(0, _top(best))
-        axes[row, 3].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        for ax in axes[row]:
-            dress(ax)
-            ax.set_xlabel(label)
-            ax.set_xlim(left=0)
-    for term, dashes in zip(terms, cycle(DASHES), strict=False):
-        axes[0, 1].plot([], [], color="#555555", linestyle=dashes, linewidth=1.3, label=term)
-    axes[0, 1].legend(fontsize=SMALL, frameon=False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=TEXT, frameon=False)
+    terms = dict(zip(loss_terms(step for steps, _ in runs.values() for step in steps), cycle(DASHES), strict=False))
+    for run, color in zip(runs.values(), colors(len(runs)), strict=True):
+        looks = {term: {"color": color, "linestyle": dashes} for term, dashes in terms.items()}
+        _course(axes[:4], run, looks, (color,) * 3)
+        _course(axes[4:], run, looks, (color,) * 3, seconds)
+    top = _top([row["mIoU"] for _, evaluations in runs.values() for row in _measured(evaluations)])
+    for number, ax in enumerate(axes):
+        ax.set_xlim(left=0)
+        ax.set_xlabel("iteration" if number < 4 else f"{unit} of training")
+        if number % 4 == 2:
+            ax.set_ylim(0, top)
+    for term, dashes in terms.items():
+        axes[1].plot([], [], color="#555555", linestyle=dashes, linewidth=1.3, label=term)
+    axes[1].legend(fontsize=SMALL, frameon=False)
+    place = {"loc": "outside lower center", "ncols": min(len(runs), 4)}
+    figure.legend(axes[0].lines, list(runs), fontsize=TEXT, frameon=False, **place)
     return figure
+
+
+def _course(
+    axes: Sequence[Axes], run: tuple, looks: Mapping[str, dict], shades: Sequence[str], unit: float = 0
+) -> None:
+    """Loss, terms, mIoU and learning rate of a run, over iterations, or over time in units of so many seconds.
+
+    `looks` are those of the terms, `shades` the colours of the other three.
+    """
+    steps, evaluated = run[0], _measured(run[1])
+    at, after = ([row["seconds"] / unit if unit else row["iteration"] for row in rows] for rows in (steps, evaluated))
+    _line(axes[0], at, [row["loss"] for row in steps], "loss, weighted sum", shades[0])
+    for term, look in looks.items():
+        _line(axes[1], at, [mean_term(row, term) for row in steps], "terms, mean of predictions", **look)
+    _line(axes[2], after, [row["mIoU"] for row in evaluated], "mIoU in percent", shades[1], marker="o")
+    _line(axes[3], at, [row.get("learning_rate", math.nan) for row in steps], "learning rate", shades[2])
+    axes[3].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+
+
+def _measured(evaluations: Sequence[dict]) -> list[dict]:
+    return [row for row in evaluations if row["mIoU"] is not None]
+
+
+def _line(ax: Axes, x: Sequence[float], y: Sequence[float], title: str, color: str, **style) -> None:
+    style = {"marker": "o" if len(x) == 1 else None, "linewidth": 1.4, "markersize": 4} | style
+    ax.plot(x, y, color=color, **style)
+    ax.set_title(title, fontsize=TITLE)
+
+
+def mean_term(row: dict, term: str) -> float:
+    """A loss term averaged over predictions; NaN where the row does not hold it."""
+    values = [value for name, value in row.items() if name == term or name.endswith(f".{term}")]
+    return sum(values) / len(values) if values else math.nan

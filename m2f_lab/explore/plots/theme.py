@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from m2f_lab.data import Classes
+from m2f_lab.structures import IGNORE
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 HEAT = "magma"  # perceptually uniform, dark to bright
@@ -48,15 +49,15 @@ def picture_grid(
 
 def chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """A figure of one chart; `width` and `height` in inches."""
-    figure, (ax,) = chart_row(1, width, height, "")
+    figure, (ax,) = chart_grid(1, 1, width, height)
     ax.set_title(title, fontsize=TITLE)
     return figure, ax
 
 
-def chart_row(count: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of charts side by side; `width` and `height` in inches of one of them."""
-    figure = NotebookFigure(figsize=(count * width, height), layout="constrained", dpi=90)
-    axes = list(figure.subplots(1, count, squeeze=False).flat)
+def chart_grid(rows: int, columns: int, width: float, height: float, title: str = "") -> tuple[Figure, list[Axes]]:
+    """A figure of charts, row by row; `width` and `height` in inches of one of them."""
+    figure = NotebookFigure(figsize=(columns * width, rows * height), layout="constrained", dpi=90)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         dress(ax)
     if title:
@@ -79,8 +80,21 @@ def colors(count: int) -> list[str]:
     return [PALETTE[i % len(PALETTE)] for i in range(count)]
 
 
-def class_legend(figure: Figure, labels: Sequence[int], classes: Classes, place: str = "outside lower center") -> None:
-    """Name classes under a figure, which grows by that much. Only a layout engine knows the places outside."""
+def show(ax: Axes, picture: np.ndarray, title: str) -> None:
+    """A picture, uint8 [H, W, 3], or a map [H, W] as heat, and its title."""
+    ax.imshow(picture, cmap=HEAT, interpolation="nearest")  # pictures have colours of their own
+    ax.set_title(title, fontsize=TITLE)
+
+
+def class_legend(
+    figure: Figure, label_maps: Sequence[np.ndarray], classes: Classes, place: str = "outside lower center"
+) -> None:
+    """Name all classes of label maps under a figure, which grows by that much.
+
+    Only a layout engine knows the places outside.
+    """
+    labels = np.unique(np.concatenate([np.unique(label_map) for label_map in label_maps]))
+    labels = labels[labels != IGNORE].tolist()
     patches = [Patch(color=np.array(classes.colors[label]) / 255, label=classes.names[label]) for label in labels]
     columns = min(6, max(len(patches), 1))
     rows = math.ceil(len(patches) / columns)
