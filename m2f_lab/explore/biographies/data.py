@@ -127,11 +127,9 @@ class Biographies:
         """
         first, second = np.nonzero(np.triu(self.overlap > threshold, k=1))
         order = np.argsort(-self.overlap[first, second], kind="stable")
-        pairs = []
-        for a, b in zip(first[order].tolist(), second[order].tolist(), strict=True):
-            a, b = (b, a) if self.wins[b] > self.wins[a] else (a, b)
-            pairs.append((a, b, float(self.overlap[a, b])))
-        return pairs
+        swapped = self.wins[second] > self.wins[first]
+        winner, other = np.where(swapped, (second, first), (first, second))[:, order]
+        return list(zip(winner.tolist(), other.tolist(), self.overlap[winner, other].tolist(), strict=True))
 
     def duplicate_of(self, threshold: float = DUPLICATE) -> np.ndarray:
         """For each query, the one it overlaps most among those that win more and that it duplicates; else -1. [Q]"""

@@ -47,6 +47,7 @@ class BiographyExplorer(Tool):
 
     TITLE = "Query biographies"
     LINKED = ("index",)
+    HELD = ("biographies",)
 
     def __init__(self, biographies: Biographies, *, threshold: float = DUPLICATE, width: int = 380) -> None:
         """Show the queries of one model.
@@ -56,8 +57,7 @@ class BiographyExplorer(Tool):
             threshold: overlap from which two queries count as duplicates.
             width: of the large picture, in CSS pixels; the gallery is half as wide again.
         """
-        self.biographies: Biographies | None = biographies
-        self.threshold = threshold
+        self.biographies, self.threshold = biographies, threshold
         views = self._make_views(width)
         gallery, heat = views.values()
         self.opacity_slider = share_slider("opacity-slider", "opacity", gallery.opacity, HELP["opacity"])
@@ -136,11 +136,6 @@ class BiographyExplorer(Tool):
     def _page_note(self) -> str:
         images = self.biographies.num_images
         return f"Each query over {images} images. Click one, then use the left and right arrows."
-
-    def close(self) -> None:
-        """Take the gallery off the page and give its memory back."""
-        self.biographies = None
-        super().close()
 
 
 BiographyGallery = BiographyExplorer

@@ -1,12 +1,10 @@
 // Keys and the brush: changes made on the picture itself.
 
-import { chosenMask, clamp, masksOf } from "./drawing.js";
+import { chosenMask, clamp, masksOf, save } from "./drawing.js";
 
 function step(model, name, value, count) {
   const kept = clamp(value, 0, count - 1);
-  if (kept === model.get(name)) return;
-  model.set(name, kept);
-  queueMicrotask(() => model.save_changes()); // in the same turn of the event loop, but after pictures were drawn
+  if (kept !== model.get(name)) save(model, name, kept, true);
 }
 
 /** What the kernel calls a key: "m", "shift-ctrl-z". The ⌘ of a Mac is ctrl. */
@@ -18,8 +16,7 @@ function nameOf(event) {
 /** Tell the kernel of a key that it asked for. Numbered: the same key once more is another stroke. */
 function report(model, key) {
   if (!model.get("bound_keys").includes(key)) return false;
-  model.set("pressed", [(model.get("pressed")[0] ?? 0) + 1, key]);
-  model.save_changes();
+  save(model, "pressed", [(model.get("pressed")[0] ?? 0) + 1, key]);
   return true;
 }
 
@@ -95,10 +92,8 @@ export function makeBrush(model, redraw) {
       if (!cells || !masks) return;
       const { stack, index, channel } = chosenMask(model, masks);
       // Numbered: the same stroke once more, after it was undone, is another one.
-      const stroke = [++strokes, stack, index, channel, model.get("brush") > 0 ? 255 : 0, ...cells];
+      save(model, "stroke", [++strokes, stack, index, channel, model.get("brush") > 0 ? 255 : 0, ...cells]);
       cells = null;
-      model.set("stroke", stroke);
-      model.save_changes();
     },
   };
 }

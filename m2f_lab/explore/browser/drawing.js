@@ -33,8 +33,8 @@ export function masksOf(model, ready) {
   if (known?.sent !== sent) {
     const [isDeflated] = bytes(sent), data = bytes(sent).subarray(1);
     inflated.set(model, known = { sent, masks: isDeflated ? undefined : data, waiting: new Set() });
-    if (isDeflated) inflate(data).then((masks) => {
-      known.masks = masks;
+    if (isDeflated) inflate(data, "deflate").then((masks) => {
+      known.masks = new Uint8Array(masks);
       for (const each of known.waiting) each();
     });
   }
@@ -42,9 +42,8 @@ export function masksOf(model, ready) {
   return known.masks;
 }
 
-async function inflate(data) {
-  const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+export function inflate(data, format) {
+  return new Response(new Blob([data]).stream().pipeThrough(new DecompressionStream(format))).arrayBuffer();
 }
 
 /** Where a mask of the stack that the model shows now lies among all masks; by default the one that is chosen. */
@@ -60,10 +59,8 @@ export function chosenMask(model, masks, chosen = model.get("index")) {
   const index = clamp(chosen, 0, numMasks - 1);
   const channel = clamp(model.get("channel"), 0, numChannels - 1);
   const position = index * numChannels + channel;
-  const values = masks.subarray(
-    offset + position * height * width, offset + (position + 1) * height * width);
-  const scales = model.get("scales");
-  const scale = scales.getFloat32(4 * (number + position), true);
+  const start = offset + position * height * width, values = masks.subarray(start, start + height * width);
+  const scale = model.get("scales").getFloat32(4 * (number + position), true);
   return { values, height, width, scale, stack, index, channel };
 }
 
@@ -164,13 +161,27 @@ export function valueAt(model, mask, u, v) {
   return (mask.values[row * mask.width + column] / 255) * mask.scale;
 }
 
-/** The image of a view, decoded. */
-export const decodeImage = (model) => createImageBitmap(new Blob([bytes(model.get("base"))]));
-
 /** Call a function when one of a model's values changes, until the signal is aborted. */
 export function onChange(model, names, call, signal) {
   for (const name of names) model.on(`change:${name}`, call);
   signal.addEventListener("abort", () => names.forEach((name) => model.off(`change:${name}`, call)));
+}
+
+/** Hand on the decoded image of a view, now and when it changes, until the signal is aborted. */
+export function onImage(model, call, signal) {
+  const load = async () => {
+    const picture = await createImageBitmap(new Blob([bytes(model.get("base"))]));
+    if (!signal.aborted) call(picture);
+  };
+  onChange(model, ["base"], load, signal);
+  load();
+}
+
+/** Change a value and tell the kernel: at once, or `later` in the same turn, but after pictures were drawn. */
+export function save(model, name, value, later = false) {
+  model.set(name, value);
+  if (later) queueMicrotask(() => model.save_changes());
+  else model.save_changes();
 }
 
 /** Draw once per turn of the event loop, however much changed, and without waiting for the screen's next frame. */

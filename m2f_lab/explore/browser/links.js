@@ -1,10 +1,7 @@
 // Values of widgets that the browser keeps equal. A source that follows its target is saved, so that the kernel hears of
 // it; a target that follows its source is not: every message costs time that belongs to the pictures.
 
-import { onChange } from "./drawing.js";
-
-/** Save in the same turn of the event loop, but after the pictures that are to be drawn in it (`scheduler`). */
-const saveAfterDrawing = (model) => queueMicrotask(() => model.save_changes());
+import { onChange, save } from "./drawing.js";
 
 const PREFIX = "IPY_MODEL_"; // how ipywidgets writes a widget in a message
 
@@ -15,9 +12,7 @@ async function initialize({ model }) {
     const [leader, follower] = await Promise.all([find(source), find(target)]);
     const forth = () => follower.set(to, leader.get(from));
     const back = () => {
-      if (leader.get(from) === follower.get(to)) return;
-      leader.set(from, follower.get(to));
-      saveAfterDrawing(leader);
+      if (leader.get(from) !== follower.get(to)) save(leader, from, follower.get(to), true);
     };
     forth();
     onChange(leader, [from], forth, listeners.signal);

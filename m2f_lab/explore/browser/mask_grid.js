@@ -1,7 +1,7 @@
 // All masks of a stack at once, as thumbnails.
 
 import { onKey } from "./controls.js";
-import { chosenMask, composite, decodeImage, drawable, masksOf, onChange, scheduler } from "./drawing.js";
+import { chosenMask, composite, drawable, masksOf, onChange, onImage, save, scheduler } from "./drawing.js";
 import { element, listOf } from "./panels.js";
 
 function render({ model, el }) {
@@ -120,26 +120,14 @@ function render({ model, el }) {
     element("span", "m2f-sorts-label", sorts, "sorted by");
     for (const name of names) {
       const button = element("button", name === model.get("sort") ? "m2f-sort m2f-sort-chosen" : "m2f-sort", sorts, name);
-      button.addEventListener("click", () => {
-        model.set("sort", name);
-        model.save_changes();
-      });
+      button.addEventListener("click", () => save(model, "sort", name));
     }
-  }
-
-  async function load() {
-    const decoded = await decodeImage(model);
-    if (signal.aborted) return;
-    picture = decoded;
-    redraw();
   }
 
   canvas.addEventListener("click", (event) => {
     canvas.focus({ preventScroll: true });
     const index = maskAt(event);
-    if (index === undefined) return;
-    model.set("index", index);
-    model.save_changes();
+    if (index !== undefined) save(model, "index", index);
   }, { signal });
   canvas.addEventListener("pointermove", (event) => {
     const index = maskAt(event), caption = listOf(model, "captions")[model.get("stack")]?.[index];
@@ -160,9 +148,8 @@ function render({ model, el }) {
   onChange(model, ["title", "help", "orders", "sort", "width", "thumbnail", "image_size"],
     () => { drawHeader(); redraw(); }, signal);
   onChange(model, ["index"], schedule, signal);
-  onChange(model, ["base"], load, signal);
+  onImage(model, (decoded) => { picture = decoded; redraw(); }, signal);
   drawHeader();
-  load();
 
   return () => {
     listeners.abort();

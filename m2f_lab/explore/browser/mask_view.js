@@ -2,7 +2,7 @@
 
 import { makeBrush, onKey } from "./controls.js";
 import {
-  chosenMask, clamp, composite, decodeImage, drawable, masksOf, onChange, scheduler, valueAt,
+  chosenMask, clamp, composite, drawable, masksOf, onChange, onImage, save, scheduler, valueAt,
 } from "./drawing.js";
 import { drawGroups, drawMarks } from "./marks.js";
 import { NOTHING, captionNodes, drawCaption, drawLegend, element, listOf, noteAt, readout } from "./panels.js";
@@ -80,13 +80,6 @@ function render({ model, el }) {
   }
   const schedule = scheduler(draw);
 
-  async function load() {
-    const decoded = await decodeImage(model);
-    if (signal.aborted) return;
-    picture = decoded;
-    schedule();
-  }
-
   /** Where the last click was. */
   function showPin() {
     const clicked = model.get("clicked"), [width, height] = model.get("image_size");
@@ -149,8 +142,7 @@ function render({ model, el }) {
       const cell = Math.floor(v * rows) * columns + Math.floor(u * columns);
       model.set("index", model.get("pick").getUint16(2 * cell, true));
     }
-    model.set("clicked", [Math.floor(u * width), Math.floor(v * height)]);
-    model.save_changes();
+    save(model, "clicked", [Math.floor(u * width), Math.floor(v * height)]);
   }, { signal });
   canvas.addEventListener("keydown", (event) => onKey(event, model), { signal });
   window.addEventListener("m2f-pointer", ({ detail }) => {
@@ -169,9 +161,8 @@ function render({ model, el }) {
     "coverage", "table", "captions", "readout", "words", "names", "unit", "notes", "places", "marks", "pinned", "clicked"],
     schedule, signal);
   onChange(model, ["title", "help", "width", "image_size"], () => { labels(); schedule(); }, signal);
-  onChange(model, ["base"], load, signal);
+  onImage(model, (decoded) => { picture = decoded; schedule(); }, signal);
   labels();
-  load();
 
   return () => {
     listeners.abort();

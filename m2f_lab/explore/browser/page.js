@@ -1,5 +1,6 @@
 // Views on a saved page (pages.py): models without a kernel, links between views, and controls.
 
+import { inflate } from "./drawing.js";
 import { element } from "./panels.js";
 
 const page = JSON.parse(document.getElementById("m2f-page").textContent);
@@ -22,8 +23,7 @@ class Model {
 
 async function unpack(text) {
   const packed = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new DataView(await new Response(stream).arrayBuffer());
+  return new DataView(await inflate(packed, "gzip"));
 }
 
 async function load(state) {

@@ -46,15 +46,12 @@ def module(name: str) -> str:
 @cache
 def source_files(name: str, folder: Path = BROWSER) -> dict[str, str]:
     """Read a file and all that it imports, directly or not: name → text, imported files first."""
-    texts: dict[str, str] = {}
-    imports: dict[str, list[str]] = {}
-    waiting = [name]
+    texts, imports, waiting = {}, {}, {name}
     while waiting:
         file = waiting.pop()
-        if file not in texts:
-            texts[file] = (folder / file).read_text(encoding="utf-8")
-            imports[file] = [imported for _, imported in re.findall(IMPORT, texts[file], re.MULTILINE)]
-            waiting += imports[file]
+        texts[file] = (folder / file).read_text(encoding="utf-8")
+        imports[file] = [imported for _, imported in re.findall(IMPORT, texts[file], re.MULTILINE)]
+        waiting |= set(imports[file]) - set(texts)
     return {file: texts[file] for file in TopologicalSorter(imports).static_order()}
 
 

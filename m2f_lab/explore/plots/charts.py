@@ -69,9 +69,8 @@ def bars(
     lengths = [0.0 if value is None else value for value in values]
     ax.barh(range(len(names)), lengths, color=PALETTE[0], height=0.7)
     reach = limit or max(lengths, default=1.0) or 1.0
-    for i, value in enumerate(values):
-        text = "–" if value is None else f"{value:.3g}"
-        ax.text(lengths[i] + 0.01 * reach, i, text, va="center", fontsize=SMALL)
+    for i, (length, value) in enumerate(zip(lengths, values, strict=True)):
+        ax.text(length + 0.01 * reach, i, "–" if value is None else f"{value:.3g}", va="center", fontsize=SMALL)
     ax.set_yticks(range(len(names)), names, fontsize=SMALL)
     ax.invert_yaxis()
     ax.set_xlim(0, reach * (1.0 if limit else 1.12))

@@ -90,9 +90,8 @@ def _over_layers(ax: Axes, chosen: np.ndarray, prediction: int) -> None:
     same = (chosen == chosen[-1]) & (chosen >= 0)
     ax.imshow(np.where(same, 0.25, 0.0).T, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for (layer, segment), query in np.ndenumerate(chosen):
-        weight = "bold" if layer == prediction else "normal"
-        text = "–" if query < 0 else str(query)
-        ax.text(layer, segment, text, ha="center", va="center", fontsize=SMALL, fontweight=weight)
+        look = {"fontsize": SMALL, "fontweight": "bold" if layer == prediction else "normal"}
+        ax.text(layer, segment, "–" if query < 0 else str(query), ha="center", va="center", **look)
     kept = ["", *("–" if np.isnan(share) else percent(share) for share in kept_share(chosen))]
     ax.set_xticks(range(len(chosen)), [f"{layer}\n{share}" for layer, share in enumerate(kept)], fontsize=SMALL)
     ax.set_xlabel("layer\n(share that kept its query)", fontsize=SMALL)

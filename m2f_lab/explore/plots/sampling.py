@@ -56,26 +56,21 @@ def sampling_panels(
     for ax, (title, sampled) in zip(axes, panels.items(), strict=True):
         ax.imshow((image * 0.6).astype(np.uint8), extent=(0, breadth, height, 0), interpolation="nearest")
         ax.set_title(title, fontsize=TITLE)
-        _dots(ax, sampled, (height, breadth), width / 6.0)
+        _dots(ax, sampled, np.array([breadth, height]), width / 6.0)
     return figure
 
 
-def _dots(ax: Axes, sampled: Sampled, size: tuple[int, int], scale: float) -> None:
+def _dots(ax: Axes, sampled: Sampled, size: np.ndarray, scale: float) -> None:
     location, points, weights = sampled
-    height, breadth = size
     for level, stride in enumerate((32, 16, 8)):
-        x, y = (points[:, level].reshape(-1, 2) * (breadth, height)).T
+        x, y = (points[:, level].reshape(-1, 2) * size).T
         area = weights[:, level].reshape(-1)
         ax.scatter(
             x, y, s=scale**2 * (10 + 1500 * area), color=PALETTE[level], alpha=0.75, edgecolors="white",
             linewidths=0.6 * scale, label=f"stride {stride}: {percent(area.sum() / len(points))}",
         )  # fmt: skip
-    ax.plot(
-        *(location * (breadth, height)), marker="+", markersize=16 * scale, markeredgewidth=2.5 * scale,
-        color="white",
-    )  # fmt: skip
-    ax.set_xlim(0, breadth)
-    ax.set_ylim(height, 0)
+    ax.plot(*(location * size), marker="+", markersize=16 * scale, markeredgewidth=2.5 * scale, color="white")
+    ax.set(xlim=(0, size[0]), ylim=(size[1], 0))
     ax.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, fontsize=SMALL, frameon=False,
         markerscale=0.6, handlelength=1, handletextpad=0.2, columnspacing=0.8,

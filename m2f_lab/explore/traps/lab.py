@@ -26,7 +26,7 @@ from m2f_lab.inference.images import resize_image
 if TYPE_CHECKING:
     from m2f_lab.explore.plots import Figure
 
-SHOWN = ("right", "broken", "difference")
+SHOWN = {"right": "#0072B2", "broken": "#D55E00", "difference": "#6e7781"}  # and the colours of their numbers
 HELP = {
     "trap": "Known bugs of reimplementations of Mask2Former. Each is tried on drawn scenes when you choose it.",
     "switch": "right: what this library does. broken: the bug. difference: what the broken variant says where the two "
@@ -51,8 +51,7 @@ class TrapLab(Tool):
 
     TITLE = "Traps of Mask2Former"
     NOTE = "Predict, then flip: one menu for all pictures. The question marks say what people get wrong."
-
-    _picture: ipywidgets.Box | None = None  # for close() when __init__ raised
+    HELD = ("bench", "trials", "_picture")
 
     def __init__(self, bench: Bench, traps: Sequence[Trap] = TRAPS, *, width: int = WIDTH) -> None:
         """Show a menu of traps and try the first one.
@@ -67,26 +66,21 @@ class TrapLab(Tool):
         """
         if not traps:
             raise ValueError("TrapLab needs at least one trap; m2f_lab.explore.traps.TRAPS holds all of them.")
-        self.bench: Bench | None = bench
+        self.bench = bench
         self.traps = {trap.name: trap for trap in traps}
         self.trials: dict[str, Trial] = {}
         self._width = width
         wide = ipywidgets.Layout(width="380px")
         self.trap_menu = menu("trap-menu", "trap", list(self.traps), HELP["trap"], layout=wide)
-        self.switch = ipywidgets.ToggleButtons(options=SHOWN, tooltips=[HELP["switch"]] * 3).add_class("m2f-switch")
+        self.switch = ipywidgets.ToggleButtons(options=[*SHOWN], tooltips=[HELP["switch"]] * 3).add_class("m2f-switch")
         self.opacity_slider = share_slider("opacity-slider", "opacity", OPACITY, HELP["opacity"])
+        row = controls(self.trap_menu, self.switch, self.opacity_slider)
         self._values = [ipywidgets.HTML().add_class(f"m2f-value-{name}") for name in SHOWN]
         self._value = ipywidgets.Stack(self._values, selected_index=0)
         self._words, self._code = ipywidgets.HTML(), ipywidgets.HTML()
         self._picture = ipywidgets.Box()
         super().__init__(
-            [
-                controls(self.trap_menu, self.switch, self.opacity_slider),
-                self._words,
-                self._value,
-                pictures(self._picture),
-                self._code,
-            ],
+            [row, self._words, self._value, pictures(self._picture), self._code],
             {},
             name="trap-lab",
             summary=f"TrapLab({len(self.traps)} traps)",
@@ -102,8 +96,7 @@ class TrapLab(Tool):
 
     @trap.setter
     def trap(self, name: str) -> None:
-        self._check(name)
-        self.trap_menu.value = name
+        self.trap_menu.value = self.trial(name).trap.name
 
     def trial(self, name: str | None = None) -> Trial:
         """Results of a trap, by default the one that is shown; it is tried at the first call.
@@ -112,7 +105,8 @@ class TrapLab(Tool):
             ValueError: there is no such trap.
         """
         name = self.trap_menu.value if name is None else name
-        self._check(name)
+        if name not in self.traps:
+            raise ValueError(f"There is no trap {name!r}; there are {', '.join(self.traps)}.")
         if name not in self.trials:
             self.trials[name] = self.traps[name].try_on(self.bench)
         return self.trials[name]
@@ -122,8 +116,9 @@ class TrapLab(Tool):
         trial = self.trial()
         self.switch.index = 0
         self._words.value = words(trial.trap)
-        for widget, text in zip(self._values, verdicts(trial), strict=True):
-            widget.value = text
+        for widget, text, color in zip(self._values, _texts(trial), SHOWN.values(), strict=True):
+            style = f"font-size: 17px; padding: 2px 10px; border-left: 5px solid {color}"
+            widget.value = f'<div style="{style}">{html.escape(text)}</div>'
         self._code.value = code(trial.trap)
         self._picture.children = [self._view(trial)] if trial.has_picture else []
 
@@ -165,17 +160,6 @@ class TrapLab(Tool):
         for view in views:
             view.close()
 
-    def close(self) -> None:
-        """Take the tool off the page and give its memory back."""
-        self.bench, self.trials = None, {}
-        if self._picture is not None:
-            self._picture.children = ()
-        super().close()
-
-    def _check(self, name: str) -> None:
-        if name not in self.traps:
-            raise ValueError(f"There is no trap {name!r}; there are {', '.join(self.traps)}.")
-
 
 def picture(trial: Trial, width: int = WIDTH, named: bool = False) -> MaskView:
     """Right, broken and difference as three masks over one image.
@@ -188,10 +172,8 @@ def picture(trial: Trial, width: int = WIDTH, named: bool = False) -> MaskView:
     found, names, colors = trial.right, (), "heat"
     if found.classes is not None:
         names, colors = found.classes.names, label_table(found.classes, opacity=1.0)
-    around = {}
-    if named:
-        captions = [[Caption(text) for text in _texts(trial)]]
-        around = dict(title=trial.trap.name, help=trial.trap.mistake, captions=captions)
+    captions = [[Caption(text) for text in _texts(trial)]]
+    around = dict(title=trial.trap.name, help=trial.trap.mistake, captions=captions) if named else {}
     return MaskView(
         found.image,
         np.stack([mask.astype(np.uint8 if names else np.float32) for mask in trial.pictures.values()]),
@@ -220,9 +202,7 @@ def figure(trial: Trial) -> Figure:
         heat = {name: to_uint8(trial.pictures[name])[0] for name in titles}
         drawn = {title: composite(large, heat[name], TABLES["heat"], smooth=False) for name, title in titles.items()}
         return plots.images(drawn, width=4.0)
-    maps = {title: trial.pictures[name] for name, title in titles.items()} | {
-        "where they differ": trial.pictures["difference"]
-    }
+    maps = {title: trial.pictures[name] for name, title in (titles | {"difference": "where they differ"}).items()}
     return plots.segmentation(found.image, maps, found.classes, opacity=0.8, width=3.2)
 
 
@@ -243,15 +223,6 @@ def words(trap: Trap) -> str:
         f'<div style="max-width: 72ch; line-height: 1.45"><b>What people get wrong.</b> {html.escape(trap.mistake)}<br>'
         f"<b>Predict, then flip.</b> <i>{html.escape(trap.question)}</i></div>"
     )
-
-
-def verdicts(trial: Trial) -> list[str]:
-    """The numbers of right, broken and difference, as HTML."""
-    colors = ("#0072B2", "#D55E00", "#6e7781")
-    return [
-        f'<div style="font-size: 17px; padding: 2px 10px; border-left: 5px solid {color}">{html.escape(text)}</div>'
-        for color, text in zip(colors, _texts(trial), strict=True)
-    ]
 
 
 def code(trap: Trap) -> str:

@@ -147,13 +147,10 @@ class Trap:
         text = file.read_text(encoding="utf-8")
         node = ast.parse(text)
         for part in path:
-            found = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == part]
-            if not found:
-                raise LookupError(
-                    f"{file} has no test {'::'.join(path)}; Trap.guarded_by of {self.name!r} is outdated."
-                )
-            node = found[0]
-        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            node = next((each for each in node.body if getattr(each, "name", "") == part), None)
+            if node is None:
+                raise LookupError(f"{file} has no test {'::'.join(path)}; guarded_by of {self.name!r} is outdated.")
+        first = min(each.lineno for each in (node, *node.decorator_list))
         return textwrap.dedent("\n".join(text.splitlines()[first - 1 : node.end_lineno]))
 
 
