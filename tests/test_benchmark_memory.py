@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import memory, report
 from benchmarks.memory import Setting
-from m2f_lab.training import planner
+from m2f_lab.training.planning import planner
 from m2f_lab.training.planning.probe import half
 from tests.toy_training import toy_recipe
 
