@@ -22,7 +22,7 @@ from m2f_lab.explore.matching.views import (
     over_training,
 )
 from m2f_lab.explore.parts.labels import percent
-from m2f_lab.loss import Criterion, NonFiniteError
+from m2f_lab.loss import NonFiniteError, build_criterion
 from m2f_lab.structures import Target
 from m2f_lab.training import Run
 from tests.test_matching import CRITERION, SIZE, toy_target
@@ -298,7 +298,7 @@ def test_a_run_is_compared_with_itself(whole: Run, root: Path) -> None:
     with torch.no_grad():
         output = whole.model("last")(torch.from_numpy(sample.image).permute(2, 0, 1)[None])
     target = Target.from_label_map(torch.from_numpy(sample.label_map.astype(np.int64)))
-    criterion = Criterion(whole.recipe.model.num_classes, **vars(whole.recipe.loss))
+    criterion = build_criterion(whole.recipe)
     matching = criterion.matcher(output, [target], seeded_points(criterion.num_points))
     query, segment = matching.of(2)
     assert made.trace.chosen[2][segment].tolist() == query.tolist()
