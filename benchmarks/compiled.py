@@ -1,4 +1,4 @@
-"""Whether `torch.compile` pays: the model as it is, and compiled.
+"""Worth of `torch.compile`: the model as it is, and compiled.
 
     python -m benchmarks.compiled
 
@@ -33,7 +33,7 @@ def random_model(small: bool) -> nn.Module:
 
 
 def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """What gives the class logits of the last prediction for the first image."""
+    """Return a function to the class logits of the last prediction for the first image."""
     model.eval()
 
     @torch.inference_mode()
@@ -44,7 +44,7 @@ def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
 
 def training(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """What gives a number that every output has a share in, and the norm of every parameter's gradient."""
+    """Return a function to a number in which every output has a share, and to the norm of every gradient."""
     model.train()
 
     def work() -> Tensor:

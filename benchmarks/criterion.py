@@ -1,4 +1,4 @@
-"""What matching and losses cost, beside the published way of computing them (`benchmarks.naive`).
+"""Cost of matching and losses, beside the published way of computing them (`benchmarks.naive`).
 
     python -m benchmarks.criterion            16 images, 10 predictions, 100 queries, 150 classes, 8…20 segments
     python -m benchmarks.criterion --small    a miniature, to see that everything runs

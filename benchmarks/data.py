@@ -1,4 +1,4 @@
-"""How fast one process on one core makes training examples, beside the data mapper of the official Mask2Former.
+"""Training examples that one process on one core makes per second, beside the data mapper of the official Mask2Former.
 
     python -m benchmarks.data [--root DIR] [--images 40] [--rounds 5]
 
@@ -35,7 +35,7 @@ from m2f_lab.scenes import write_ade20k
 from m2f_lab.structures import Target
 
 Both = tuple[Callable[[int], object], Callable[[int], object]]
-"""What we do with the image of this number, and what the published mapper does."""
+"""Our work on the image of this number, and that of the published mapper."""
 
 
 class Pairs:

@@ -1,4 +1,4 @@
-"""What sampling in deformable attention costs: ours against PyTorch's `grid_sample`, forward and with backward.
+"""Cost of sampling in deformable attention: ours against PyTorch's `grid_sample`, forward and with backward.
 
     python -m benchmarks.deformable_attention
 

@@ -1,4 +1,4 @@
-"""What measuring predictions costs beside making them.
+"""Cost of measuring predictions beside that of making them.
 
     python -m benchmarks.evaluation            Swin-T, 150 classes, random weights, one image of 512 × 512
     python -m benchmarks.evaluation --small    a tiny model and 64 pixels, to see that everything runs

@@ -1,4 +1,4 @@
-"""How much memory an explorer keeps, and whether it gives it back.
+"""Memory that an explorer keeps, and gives back when it is closed.
 
     python -m benchmarks.explorer_memory
 

@@ -1,4 +1,4 @@
-"""How long explorers take to answer, measured in JupyterLab in a real browser.
+"""Time that explorers take to answer, measured in JupyterLab in a real browser.
 
     python -m benchmarks.explorers
 

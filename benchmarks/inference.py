@@ -1,4 +1,4 @@
-"""How long one image takes to its label map, beside Hugging Face's Mask2Former.
+"""Time from one image to its label map, beside Hugging Face's Mask2Former.
 
     python -m benchmarks.inference
 
@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def our_labeller(model: nn.Module, images: Tensor) -> Callable[[], np.ndarray]:
-    """What turns the first image, uint8 [B, 3, H, W], into its label map [H, W]."""
+    """Return a function that turns the first image, uint8 [B, 3, H, W], into its label map [H, W]."""
     model.eval().requires_grad_(False)
     picture = images[0].permute(1, 2, 0).contiguous().numpy()
     return lambda: model.predict(picture).label_map

@@ -1,4 +1,4 @@
-"""Whether the planner's estimates of memory and time hold.
+"""The planner's estimates of memory and time beside what was measured.
 
     python -m benchmarks.memory [SETTING …] [--device cpu] [--rounds 2]
 
@@ -29,7 +29,7 @@ from m2f_lab.training.planning.planner import Probe, took_in_a_process
 
 @dataclass(frozen=True)
 class Setting:
-    """What to plan with the probes that a batch of `probed` images gets, and what to check: (batch, parts)."""
+    """Batches to plan with the probes that `probed` images get, and to check: (batch, parts)."""
 
     recipe: Recipe
     probed: int

@@ -1,4 +1,4 @@
-"""What the benchmarks of the whole model share: the peer, and how one side is measured alone.
+"""Shared parts of the benchmarks of the whole model: the peer, and the measuring of one side alone.
 
 The peer is Hugging Face's `Mask2FormerForUniversalSegmentation` with random weights, and ours is loaded from the very
 files it saves. Its Swin runs on `scaled_dot_product_attention`; its decoders have no such path. Both sides are asked
@@ -110,7 +110,7 @@ TURN_OVER = "turn over"
 
 @contextmanager
 def turn() -> Iterator[None]:
-    """What a measuring process does when it is its turn; the other one waits."""
+    """Turn of a measuring process; the other one waits."""
     sys.stdin.readline()
     yield
     print(TURN_OVER, flush=True)
@@ -153,7 +153,7 @@ def give_turn(process: subprocess.Popen) -> None:
 
 
 def outcome(process: subprocess.Popen, errors: TextIO) -> dict:
-    """What a process printed last, or why it failed."""
+    """Return the last line that a process printed, or the reason why it failed."""
     with suppress(BrokenPipeError):  # a process that has failed takes no more turns
         process.stdin.close()
     printed = process.stdout.read()  # not `communicate`, which does not see what `readline` has read ahead
@@ -245,7 +245,7 @@ def obstacle_to_measuring(device: str, precision: str, small: bool) -> str | Non
 
 
 def arguments(about: str, given: list[str] | None) -> argparse.Namespace:
-    """What the command line of such a benchmark takes. `measure` and what follows it is for its own processes."""
+    """Options of such a benchmark's command line. `measure` and what follows it is for its own processes."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a tiny model and 64 pixels: whether all of it runs")
     parser.add_argument("--measure", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
@@ -266,7 +266,7 @@ def compare(
     """The whole benchmark: one row for each device and precision, after a check that both sides agree.
 
     Args:
-        module: the benchmark's own, which is started anew for each side and then only measures.
+        module: the benchmark's own, which is started once for each side and then only measures.
         about: what its command line says of it.
         work: what both sides do, at the head of the table.
         measure: one side in this process, by its options: "times", "peak" in MiB and "floor".

@@ -1,4 +1,4 @@
-"""How long a training step takes and how much memory, beside Hugging Face's Mask2Former.
+"""Time and memory of a training step, beside Hugging Face's Mask2Former.
 
     python -m benchmarks.training_step
 

@@ -72,7 +72,7 @@ class AuditReport:
         return sum(count.pixels for count in self.counts.values())
 
     def share(self, *raw_ids: int) -> float:
-        """Which part of all pixels has one of these raw ids, in 0…1."""
+        """Share of all pixels that has one of these raw ids, in 0…1."""
         return sum(self.counts[i].pixels for i in raw_ids if i in self.counts) / max(1, self.num_pixels)
 
     def raise_if_wrong(self) -> None:

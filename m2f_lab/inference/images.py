@@ -1,4 +1,4 @@
-"""Read an image from whatever a person has at hand, and resize it as the official models expect."""
+"""Reading of an image from a path, a PIL image or an array, and resizing as the official models expect."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def look(
     longest_edge: int | None = None,
     **options,
 ) -> Output:
-    """What the model says of one image before anything is made of it, in evaluation mode and without gradients.
+    """Raw output of the model for one image, in evaluation mode and without gradients.
 
     Args:
         model, shortest_edge, longest_edge: as `predict` takes them
@@ -185,7 +185,7 @@ def evaluating(model: Model) -> Iterator[None]:
 
 
 def device_of(model: Model) -> torch.device:
-    """Where the model's parameters are; the CPU for a callable without parameters."""
+    """Device of the model's parameters; the CPU for a callable without parameters."""
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 

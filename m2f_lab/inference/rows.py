@@ -3,7 +3,7 @@
 N channels (queries or classes), H/W height/width.
 
 At the size of the image, the masks of all queries and the scores of all classes are the largest arrays of inference,
-a hundred times the image itself, and nobody wants to see them: they are summed over and compared at once. `Rows` is
+a hundred times the image itself, and only ever reduced: summed over and compared at once. `Rows` is
 such a map that has a size but no memory. It says how to compute any of its rows, and what is built on top (resized,
 cropped, mapped) is again such a map. Bilinear resizing works on rows and columns separately, so the rows of a resized
 map need a few rows of the original only, and the result is that of resizing everything, to rounding.

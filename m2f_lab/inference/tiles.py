@@ -14,7 +14,7 @@ from m2f_lab.inference.rows import Rows
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles of equal length begin so that they cover everything and overlap by at least the given share.
+    """First pixels of tiles of equal length that cover everything and overlap by at least the given share.
 
     Args:
         length: of the image, in pixels
