@@ -269,6 +269,53 @@ class DecoderState(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Matching:
+    """Matched pairs of queries and segments of a batch, on the CPU, ordered by image, then prediction, then query.
+
+    Every prediction of an image has the same number of pairs, min(Q, T).
+
+    Attributes:
+        image: [M]
+        prediction: [M]
+        query: [M]
+        segment: 0…T-1, the segment assigned to the query. [M]
+    """
+
+    image: Tensor
+    prediction: Tensor
+    query: Tensor
+    segment: Tensor
+
+    def of(self, prediction: int, image: int = 0) -> tuple[Tensor, Tensor]:
+        """Queries and the segments they are matched with, in one prediction of one image. [N], [N]"""
+        here = (self.image == image) & (self.prediction == prediction)
+        return self.query[here], self.segment[here]
+
+
+class PredictionGroup(NamedTuple):
+    """Predictions that share their mask features.
+
+    Attributes:
+        predictions: numbers of l of them, in ascending order. [l]
+        embeddings: [B, l, Q, C]
+        features: [B, C, H, W]
+    """
+
+    predictions: Tensor
+    embeddings: Tensor
+    features: Tensor
+
+    def pairs(self, matching: Matching) -> Tensor:
+        """The pairs of these predictions, as indices into a matching. [m]"""
+        return torch.isin(matching.prediction, self.predictions).nonzero().squeeze(1)
+
+    def embeddings_of(self, matching: Matching, pairs: Tensor) -> Tensor:
+        """Mask embeddings of some of these pairs. [m] → [m, C]"""
+        place = torch.searchsorted(self.predictions, matching.prediction[pairs])
+        return self.embeddings[matching.image[pairs], place, matching.query[pairs]]
+
+
+@dataclass(frozen=True)
 class Output:
     """All predictions of one forward pass: the learned queries' first, then one after every decoder layer.
 
@@ -298,6 +345,62 @@ class Output:
     def num_classes(self) -> int:
         """K, without "no object"."""
         return self.class_logits[-1].shape[-1] - 1
+
+    def float(self) -> Output:
+        """The same in float32, or float64 if it was that; features that predictions share stay shared."""
+        dtype = torch.promote_types(self.masks[0].features.dtype, torch.float32)
+        features = {id(masks.features): masks.features.to(dtype) for masks in self.masks}
+        return replace(
+            self,
+            class_logits=[logits.to(dtype) for logits in self.class_logits],
+            masks=[MaskLogits(masks.embeddings.to(dtype), features[id(masks.features)]) for masks in self.masks],
+        )
+
+    def groups(self) -> list[PredictionGroup]:
+        """Predictions by their tensor of mask features: one group for Mask2Former, L for encoder-only models."""
+        numbers: dict[int, list[int]] = {}
+        for prediction, masks in enumerate(self.masks):
+            numbers.setdefault(id(masks.features), []).append(prediction)
+        return [
+            PredictionGroup(
+                torch.tensor(predictions),
+                torch.stack([self.masks[prediction].embeddings for prediction in predictions], dim=1),
+                self.masks[predictions[0]].features,
+            )
+            for predictions in numbers.values()
+        ]
+
+    def finite(self) -> tuple[Tensor, Tensor]:
+        """True where all class logits, and where all mask logits, of a prediction are finite. [B, L], [B, L]
+
+        No mask is multiplied out for it: by Cauchy and Schwarz, |e · f| ≤ ‖e‖ ‖f‖.
+        """
+        class_logits = torch.stack(self.class_logits, dim=1)  # (B, L, Q, K+1)
+        bound = class_logits.new_empty(class_logits.shape[:2])
+        for group in self.groups():
+            # As they lie: flattened, the features would be copied.
+            lengths = torch.linalg.vector_norm(group.features, dim=(1, 2, 3))
+            bound[:, group.predictions] = group.embeddings.flatten(2).norm(dim=2) * lengths.unsqueeze(1)
+        return class_logits.isfinite().flatten(2).all(2), bound.isfinite()
+
+
+class NonFiniteError(FloatingPointError):
+    """A prediction holds NaN or infinity.
+
+    Attributes:
+        culprits: (image, prediction, term) of everything that is affected; term is "class", "mask" or "dice"
+    """
+
+    def __init__(self, culprits: list[tuple[int, int, str]]) -> None:
+        self.culprits = culprits
+        named = [f"image {image}, prediction {prediction}: {term}" for image, prediction, term in culprits]
+        more = f"; and {len(named) - 6} more" if len(named) > 6 else ""
+        super().__init__(
+            f"The loss would not be finite ({'; '.join(named[:6])}{more}): the class logits (class) or mask logits "
+            "(mask, dice) hold NaN or infinity. The image is its index in the batch, the prediction counts from 0, the "
+            "learned queries. Lower the learning rate or the clipping norm; under float16 take bfloat16 or float32; if "
+            "it happens at the first step, look for NaN in the image or in the loaded weights."
+        )
 
 
 @dataclass(frozen=True)

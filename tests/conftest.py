@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import m2f_lab.model._torchvision  # noqa: F401  heals torchvision before a test imports timm or transformers
+import m2f_lab.ops._torchvision  # noqa: F401  heals torchvision before a test imports timm or transformers
 from m2f_lab.training import Run, train
 from tests.toy_training import toy_recipe, write_toy_data
 

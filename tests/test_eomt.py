@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import m2f_lab.model._torchvision  # noqa: F401  isort: skip  (before transformers, which imports torchvision)
+import m2f_lab.ops._torchvision  # noqa: F401  isort: skip  (before transformers, which imports torchvision)
 from timm.layers import resample_abs_pos_embed
 from transformers import (
     EomtConfig,

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2f_lab import ops
 from m2f_lab.loss import Matcher, NonFiniteError
-from m2f_lab.loss import matcher as matcher_module
 from m2f_lab.structures import MaskLogits, Output, Target, sample_points
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -336,7 +335,7 @@ class HostReads(TorchDispatchMode):
 def test_computing_costs_never_waits_for_the_device(output, targets):
     with HostReads() as reads:
         Matcher(num_points=50).costs(output, targets)
-        matcher_module.finite_predictions(output)
+        output.finite()
     assert reads.seen == []
     with HostReads() as reads:
         bool(targets[0].labels.amax() > 3)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-MODULE = Path(__file__).resolve().parents[1] / "m2f_lab" / "model" / "_torchvision.py"
+MODULE = Path(__file__).resolve().parents[1] / "m2f_lab" / "ops" / "_torchvision.py"
 
 # What torchvision does on import, and what fails where its library could not be loaded.
 REGISTER = """

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-import m2f_lab.model._torchvision  # noqa: F401  isort: skip  (before transformers, which imports torchvision)
+import m2f_lab.ops._torchvision  # noqa: F401  isort: skip  (before transformers, which imports torchvision)
 from safetensors.torch import load_file
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 from transformers.utils import logging

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from m2f_lab import ops
 from m2f_lab.loss import terms
-from m2f_lab.loss.matcher import Matcher, Matching, by_features, in_float32
+from m2f_lab.loss.matcher import Matcher
 from m2f_lab.loss.points import sample_segments, shared_points
 from m2f_lab.recipes import Recipe
-from m2f_lab.structures import Output, Target
+from m2f_lab.structures import Matching, Output, Target
 
 WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}
 """The paper's weights, in matching and in the loss."""
@@ -114,7 +114,7 @@ class Criterion:
             NonFiniteError: a prediction holds NaN or infinity; names image, prediction and term.
             ValueError: output and targets do not belong together, or a label is no class.
         """
-        output = in_float32(output)
+        output = output.float()
         return self.losses(output, targets, self.matcher(output, targets), divisors=divisors)
 
     def losses(
@@ -137,7 +137,7 @@ class Criterion:
                 f"The output has {output.num_classes} classes (and no-object), the criterion {self.num_classes}; "
                 "build both from the same recipe."
             )
-        output = in_float32(output)
+        output = output.float()
         device = output.class_logits[0].device
         with torch.autocast(device.type, enabled=False):
             segments = average_num_masks(targets, device) if divisors is None else divisors.segments
@@ -178,8 +178,8 @@ class Criterion:
         drawn = self.draw(output, targets, matching, points) if pointwise else []
         owner = matching.image if points is None else torch.arange(len(points))  # which of them a pair uses
         sums = dict.fromkeys(pointwise, 0)
-        for shared in by_features(output) if pointwise else ():
-            rows = torch.isin(matching.prediction, torch.tensor(shared.predictions)).nonzero().squeeze(1)  # (m,)
+        for shared in output.groups() if pointwise else ():
+            rows = shared.pairs(matching)  # (m,)
             segments = matching.segment[rows].to(shared.features.device, non_blocking=True)
             counts = torch.bincount(owner[rows], minlength=len(drawn)).tolist()
             pairs = zip(drawn, segments.split(counts), strict=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import m2f_lab.model._torchvision  # noqa: F401  isort: skip  (before timm, which imports torchvision)
+import m2f_lab.ops._torchvision  # noqa: F401  isort: skip  (before timm, which imports torchvision)
 import timm
 from timm.models.swin_transformer import SwinTransformer
 
