@@ -79,13 +79,11 @@ class Criterion:
         ):
             if not sound:
                 raise ValueError(f"Criterion.{name} must be {expected}, got {getattr(self, name)!r}.")
-        known = {*WEIGHTS, *self.terms}
-        for wrong, problem in (
-            (known - set(self.weights), "a term without a weight"),
-            (set(self.weights) - known, "a weight without a term"),
-        ):
-            if wrong:
-                raise ValueError(f"Criterion: {problem}: {sorted(wrong)}. Terms: {sorted(known)}.")
+        known, weighted = {*WEIGHTS, *self.terms}, set(self.weights)
+        if known != weighted:
+            problem = "a term without a weight" if known - weighted else "a weight without a term"
+            wrong = sorted(known - weighted or weighted - known)
+            raise ValueError(f"Criterion: {problem}: {wrong}. Terms: {sorted(known)}.")
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -140,10 +138,11 @@ class Criterion:
         output = output.float()
         device = output.class_logits[0].device
         with torch.autocast(device.type, enabled=False):
-            segments = average_num_masks(targets, device) if divisors is None else divisors.segments
             class_sum, weight = self.class_sums(output, targets, matching)  # (L,), (L,)
-            losses = {"class": class_sum / (weight if divisors is None else divisors.queries)}
-            losses |= {name: values / segments for name, values in self.sums(output, targets, matching, points).items()}
+            sums = self.sums(output, targets, matching, points)  # (L,) each
+            divisors = divisors or Divisors(weight, average_num_masks(targets, device))
+            losses = {"class": class_sum / divisors.queries}
+            losses |= {name: values / divisors.segments for name, values in sums.items()}
             total = sum(self.weights[name] * values for name, values in losses.items()).sum()
         result = {"total": total}
         for name, values in losses.items():
@@ -170,44 +169,54 @@ class Criterion:
         losses = self.class_term(logits.flatten(0, 2), classes.flatten()).view_as(weight)
         return (losses * weight).sum(1), weight.sum(1)
 
+    @property
+    def pointwise(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        """The terms that compare each pair at points; the others see the whole output."""
+        return {name: term for name, term in self.terms.items() if not getattr(term, "sees_output", False)}
+
     def sums(
         self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
     ) -> dict[str, Tensor]:
         """All terms but the class term, summed over the segments of each prediction. {name: [L]}"""
-        pointwise = {name: term for name, term in self.terms.items() if not getattr(term, "sees_output", False)}
-        drawn = self.draw(output, targets, matching, points) if pointwise else []
-        owner = matching.image if points is None else torch.arange(len(points))  # which of them a pair uses
-        sums = dict.fromkeys(pointwise, 0)
-        for shared in output.groups() if pointwise else ():
-            rows = shared.pairs(matching)  # (m,)
-            segments = matching.segment[rows].to(shared.features.device, non_blocking=True)
-            counts = torch.bincount(owner[rows], minlength=len(drawn)).tolist()
-            pairs = zip(drawn, segments.split(counts), strict=True)
-            groups = [replace(group, segments=own) for group, own in pairs if len(own)]
-            losses = compare(pointwise, shared.features, shared.embeddings_of(matching, rows), groups)  # name: (m,)
-            belongs = matching.prediction[rows] == torch.arange(output.num_predictions)[:, None]  # (L, m)
-            belongs = belongs.to(shared.features, non_blocking=True)
-            sums = {name: sums[name] + belongs @ of_pair for name, of_pair in losses.items()}
-        return {
-            name: sums[name] if name in pointwise else term(output, targets, matching)
-            for name, term in self.terms.items()
-        }
+        sums = self.pointwise_sums(output, targets, matching, points) if self.pointwise else {}
+        others = {name: term(output, targets, matching) for name, term in self.terms.items() if name not in sums}
+        return {name: (sums | others)[name] for name in self.terms}
+
+    def pointwise_sums(
+        self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Compare all pairs at points, and add up those of each prediction. {name: [L]}"""
+        drawn, place = self.draw(output, targets, matching, points)
+        predictions = torch.arange(output.num_predictions)[:, None]  # (L, 1)
+        sums = dict.fromkeys(self.pointwise, 0)
+        for shared in output.groups():
+            pairs = shared.pairs(matching)  # (m,)
+            segments = matching.segment[pairs].to(shared.features.device, non_blocking=True)
+            parts = segments.split(torch.bincount(place[pairs], minlength=len(drawn)).tolist())
+            groups = [replace(group, segments=own) for group, own in zip(drawn, parts, strict=True) if len(own)]
+            losses = compare(self.pointwise, shared.features, shared.embeddings_of(matching, pairs), groups)  # (m,)
+            belongs = (matching.prediction[pairs] == predictions).to(shared.features, non_blocking=True)  # (L, m)
+            sums = {name: sums[name] + belongs @ of_pairs for name, of_pairs in losses.items()}
+        return sums
 
     @torch.no_grad()
     def draw(
         self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
-    ) -> list[ops.PairGroup]:
-        """Draw points for the pairs of each image; of given points [M, P, 2], every pair has its own."""
+    ) -> tuple[list[ops.PairGroup], Tensor]:
+        """Draw points for each image, or take those given for each pair [M, P, 2]; and read the segments there.
+
+        Returns:
+            Groups, without pairs yet; and the group of each pair, as an index. [M]
+        """
         if points is None:
-            options = self.num_points, self.oversample_ratio, self.importance_sample_ratio
-            features = output.masks[0].features
-            drawn = [(image, *shared_points(*options, like=features)) for image in range(len(targets))]
+            options = self.num_points, self.oversample_ratio, self.importance_sample_ratio, output.masks[0].features
+            drawn, place = [(image, *shared_points(*options)) for image in range(len(targets))], matching.image
         else:
-            drawn = [(image, own, 0, 0) for image, own in zip(matching.image.tolist(), points, strict=True)]
+            drawn, place = zip(matching.image.tolist(), points, strict=True), torch.arange(len(points))
         return [
             ops.PairGroup(image, own, sample_segments(targets[image], own, output.padded_size), *numbers)
             for image, own, *numbers in drawn
-        ]
+        ], place
 
 
 def compare(
@@ -233,16 +242,16 @@ def compare(
     if pointwise == FUSED and not ops.is_plain("mask_and_dice"):
         return dict(zip(FUSED, ops.mask_and_dice(features, embeddings, groups), strict=True))
 
-    def of_group(features: Tensor, embeddings: Tensor, group: ops.PairGroup) -> list[Tensor]:
+    def of_group(features: Tensor, embeddings: Tensor, group: ops.PairGroup) -> Tensor:
         logits, truth = ops.at_chosen_points(features, embeddings, group)  # (m, P), (m, P)
-        return [term(logits, truth) for term in pointwise.values()]
+        return torch.stack([term(logits, truth) for term in pointwise.values()])  # (terms, m)
 
     nothing = embeddings[:0].sum(1) + 0 * features.sum()  # distributed training waits for every gradient
-    losses = [[nothing] * len(pointwise)]
-    images, counts = features.unbind(), [len(group.segments) for group in groups]
-    for group, own in zip(groups, embeddings.split(counts), strict=True):
+    losses = [nothing.expand(len(pointwise), 0)]
+    images, parts = features.unbind(), embeddings.split([len(group.segments) for group in groups])
+    for group, own in zip(groups, parts, strict=True):
         losses.append(ops.checkpointed(of_group, images[group.image], own, group))
-    return {name: torch.cat(of_name) for name, of_name in zip(pointwise, zip(*losses, strict=True), strict=True)}
+    return dict(zip(pointwise, torch.cat(losses, dim=1), strict=True))
 
 
 def average_num_masks(targets: Sequence[Target], device: torch.device) -> Tensor | int:

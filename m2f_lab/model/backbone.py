@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import m2f_lab.ops._torchvision  # noqa: F401  isort: skip  (before timm, which imports torchvision)
 import timm
-from timm.models.swin_transformer import SwinTransformer
 
 from m2f_lab.model.layers import replace_linears
 from m2f_lab.model.swin import replace_blocks
@@ -40,23 +39,26 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.is_swin = _is_swin(config.backbone)
-        self.network = _create_network(config, features_only=not self.is_swin)
-        replace_linears(self.network)
+        self.is_swin = timm.models.is_model_in_modules(config.backbone, ["swin_transformer"])
         if self.is_swin:
-            self.channels = [stage["num_chs"] for stage in self.network.feature_info]
+            options = {"num_classes": 0, "always_partition": True, "strict_img_size": False}
+        else:
+            options = {"features_only": True, "out_indices": (-4, -3, -2, -1)}
+        self.network = create_network(config, {**config.backbone_options, **options}, _SUGGESTION)
+        replace_linears(self.network)
+        levels = self.network.feature_info if self.is_swin else self.network.feature_info.get_dicts()
+        self.channels = [level["num_chs"] for level in levels]
+        if self.is_swin:
             # The official Swin normalises every level that leaves it, instead of the last one before the classifier.
             self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in self.channels)
             self.network.norm = nn.Identity()
             replace_blocks(self.network)
-        else:
-            self.channels = list(self.network.feature_info.channels())
         # Pretrained batch norms stay as they are, as in detectron2: batches are too small to measure them again.
         self.freeze_batch_norm = bool(config.backbone_weights)
         if self.freeze_batch_norm:
             for norm in _batch_norms(self.network):
                 norm.requires_grad_(False)
-        self._check_pyramid(config.backbone)
+        self._check_pyramid(config.backbone, tuple(level["reduction"] for level in levels))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features at strides 4, 8, 16, 32.
@@ -100,85 +102,72 @@ class Backbone(nn.Module):
         return self
 
     @torch.no_grad()
-    def _check_pyramid(self, name: str) -> None:
-        """Run a small image through, of a size that no pretraining used."""
+    def _check_pyramid(self, name: str, strides: tuple[int, ...]) -> None:
+        """Compare strides, then run a small image through, of a size that no pretraining used."""
+        if strides != STRIDES:
+            raise _refusal(name, f"has features at strides {strides}; Mask2Former needs strides {STRIDES}.")
         height, width = 64, 96
+        image = f"an image of {height} × {width} pixels"
         training = self.training
         self.eval()
         try:
-            features = self(torch.zeros(1, 3, height, width))
+            found = [tuple(x.shape[1:]) for x in self(torch.zeros(1, 3, height, width))]
         except Exception as error:
-            raise ValueError(
-                f"Backbone {name!r} cannot process an image of {height} × {width} pixels: {error}. It needs to take "
-                f"images of any size divisible by 32. {_SUGGESTION}"
-            ) from error
+            problem = f"cannot process {image}: {error}. It needs to take images of any size divisible by 32."
+            raise _refusal(name, problem) from error
         self.train(training)
-        found = [tuple(x.shape[1:]) for x in features]
         expected = [(c, height // s, width // s) for c, s in zip(self.channels, STRIDES, strict=True)]
         if found != expected:
-            raise ValueError(
-                f"Backbone {name!r} returned features of shapes {found} for an image of {height} × {width} pixels, "
-                f"expected {expected}. {_SUGGESTION}"
-            )
+            raise _refusal(name, f"returned features of shapes {found} for {image}, expected {expected}.")
 
 
-def _is_swin(name: str) -> bool:
-    try:
-        entry = timm.models.model_entrypoint(name.split(".")[0])
-    except (RuntimeError, KeyError) as error:
+def _refusal(name: str, problem: str) -> ValueError:
+    return ValueError(f"Backbone {name!r} {problem} {_SUGGESTION}")
+
+
+def create_network(config: ModelConfig, options: dict, suggestion: str) -> nn.Module:
+    """`timm.create_model` with errors that say what to do.
+
+    Args:
+        config: reads `backbone`, `backbone_weights` and `drop_path_rate`.
+        options: of timm.
+        suggestion: networks that fit, for the errors.
+
+    Raises:
+        ValueError: timm does not know the name, or an option does not fit the network.
+        OSError: the weights cannot be read or downloaded.
+    """
+    name, weights = config.backbone, config.backbone_weights
+    if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=5)
-        hint = f"Did you mean {', '.join(close)}?" if close else _SUGGESTION
-        raise ValueError(f"timm {timm.__version__} has no model named {name!r}. {hint}") from error
-    return entry.__module__ == SwinTransformer.__module__
-
-
-def _create_network(config: ModelConfig, features_only: bool) -> nn.Module:
-    options = dict(config.backbone_options)
-    if features_only:
-        options |= {"features_only": True, "out_indices": (-4, -3, -2, -1)}
-    else:
-        options |= {"num_classes": 0, "always_partition": True, "strict_img_size": False}
-    if isinstance(config.backbone_weights, (str, Path)):
-        path = Path(config.backbone_weights).expanduser()
+        hint = f"Did you mean {', '.join(close)}? " if close else ""
+        raise ValueError(f"timm {timm.__version__} has no model named {name!r}. {hint}{suggestion}")
+    if isinstance(weights, (str, Path)):
+        path = Path(weights).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
                 f"backbone_weights: there is no file {path}. Give the path of a timm checkpoint, True to download "
                 "timm's pretrained weights, or None for random ones."
             )
-        options["pretrained_cfg_overlay"] = {"file": str(path)}
-    network = _call_timm(config, options)
-    if features_only and tuple(network.feature_info.reduction()) != STRIDES:
-        raise ValueError(
-            f"Backbone {config.backbone!r} has features at strides {tuple(network.feature_info.reduction())}; "
-            f"Mask2Former needs strides {STRIDES}. {_SUGGESTION}"
-        )
-    return network
-
-
-def _call_timm(config: ModelConfig, options: dict) -> nn.Module:
-    """`timm.create_model` with errors that say what to do."""
-    create = functools.partial(timm.create_model, config.backbone, pretrained=bool(config.backbone_weights), **options)
+        options = options | {"pretrained_cfg_overlay": {"file": str(path)}}
+    create = functools.partial(timm.create_model, name, pretrained=bool(weights), **options)
     try:
         try:
             return create(drop_path_rate=config.drop_path_rate)
         except TypeError as error:
             if "drop_path_rate" not in str(error):
                 raise
-        if config.drop_path_rate == 0:
-            return create()
-        raise ValueError(
-            f"Backbone {config.backbone!r} has no stochastic depth: set drop_path_rate=0.0 in the ModelConfig."
-        )
+            if config.drop_path_rate > 0:
+                message = f"Backbone {name!r} has no stochastic depth: set drop_path_rate=0.0 in the ModelConfig."
+                raise ValueError(message) from error
+        return create()
     except OSError as error:
         raise OSError(
-            f"The pretrained weights of {config.backbone!r} could not be loaded: {error}. timm downloads them from the "
-            "Hugging Face hub; without a network set backbone_weights to a downloaded file, or to None for random "
-            "weights."
+            f"The pretrained weights of {name!r} could not be loaded: {error}. timm downloads them from the Hugging "
+            "Face hub; without a network set backbone_weights to a downloaded file, or to None for random weights."
         ) from error
     except (TypeError, RuntimeError, IndexError, AssertionError, AttributeError) as error:
-        raise ValueError(
-            f"timm cannot build {config.backbone!r} as a feature pyramid with {options}: {error}. {_SUGGESTION}"
-        ) from error
+        raise ValueError(f"timm cannot build {name!r} with {options}: {error}. {suggestion}") from error
 
 
 def _batch_norms(network: nn.Module) -> list[nn.Module]:

@@ -18,9 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
@@ -31,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from m2f_lab.data import Classes
 from m2f_lab.inference import predict
+from m2f_lab.model.backbone import create_network
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.structures import DecoderState, MaskLogits, Output, Prediction, Target
 
@@ -54,13 +53,7 @@ class ViT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         options = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True, **config.backbone_options}
-        if isinstance(config.backbone_weights, (str, Path)):
-            options["pretrained_cfg_overlay"] = {"file": str(Path(config.backbone_weights).expanduser())}
-        options |= {"pretrained": bool(config.backbone_weights), "drop_path_rate": config.drop_path_rate}
-        try:
-            self.network = timm.create_model(config.backbone, **options)
-        except (TypeError, RuntimeError, AssertionError) as error:
-            raise ValueError(f"timm cannot build {config.backbone!r} with {options}: {error}. {_SUGGESTION}") from error
+        self.network = create_network(config, options, _SUGGESTION)
         if not isinstance(self.network, (VisionTransformer, Eva)):
             raise ValueError(f"{config.backbone!r} is a {type(self.network).__name__}. {_SUGGESTION}")
         self.patch_size: tuple[int, int] = self.network.patch_embed.patch_size
