@@ -9,6 +9,7 @@ factors apart and multiplies only what is asked for: a coarser grid, a few point
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -268,6 +269,32 @@ class DecoderState(NamedTuple):
         )
 
 
+class DecoderMemory(NamedTuple):
+    """Everything that all layers of a decoder share: features at strides 32, 16, 8, and the caller's wishes.
+
+    S cells of a level.
+
+    Attributes:
+        sizes: height and width of each level.
+        features: with their level embedding. [B, S, C] each
+        keys: features plus sine embeddings, added once for all layers. [B, S, C] each
+        mask_features: [B, mask_dim, H/4, W/4]
+        small_mask_features: detached, at the size of each level, for attention masks. [B, mask_dim, h, w] each
+        targets: ground truth of each image, in training; None otherwise
+        keep_attention: whether states keep attention weights
+        edit_attention: changes what a layer hides: (index of the layer, `blocked`, `opened`) → the two
+    """
+
+    sizes: list[tuple[int, int]]
+    features: list[Tensor]
+    keys: list[Tensor]
+    mask_features: Tensor
+    small_mask_features: list[Tensor]
+    targets: Sequence[Target] | None = None
+    keep_attention: bool = False
+    edit_attention: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+
 @dataclass(frozen=True)
 class Matching:
     """Matched pairs of queries and segments of a batch, on the CPU, ordered by image, then prediction, then query.
@@ -345,6 +372,21 @@ class Output:
     def num_classes(self) -> int:
         """K, without "no object"."""
         return self.class_logits[-1].shape[-1] - 1
+
+    def check_targets(self, targets: Sequence[Target]) -> None:
+        """Raise a ValueError if targets cannot be those of these images: another number, or larger ones."""
+        batch = len(self.class_logits[0])
+        if len(targets) != batch:
+            raise ValueError(
+                f"The output holds {batch} images, but there are {len(targets)} targets; give one per image."
+            )
+        for image, target in enumerate(targets):
+            if any(have > limit for have, limit in zip(target.size, self.padded_size, strict=True)):
+                raise ValueError(
+                    f"The target of image {image} is {target.size}, larger than the padded image {self.padded_size}. "
+                    "Ground truth must have the pixels of the image that went into the model: resize and crop both "
+                    "alike."
+                )
 
     def float(self) -> Output:
         """The same in float32, or float64 if it was that; features that predictions share stay shared."""

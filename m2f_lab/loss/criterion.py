@@ -194,7 +194,11 @@ class Criterion:
             segments = matching.segment[pairs].to(shared.features.device, non_blocking=True)
             parts = segments.split(torch.bincount(place[pairs], minlength=len(drawn)).tolist())
             groups = [replace(group, segments=own) for group, own in zip(drawn, parts, strict=True) if len(own)]
-            losses = compare(self.pointwise, shared.features, shared.embeddings_of(matching, pairs), groups)  # (m,)
+            embeddings = shared.embeddings_of(matching, pairs)  # (m, C)
+            if self.pointwise == FUSED and not ops.is_plain("mask_and_dice"):
+                losses = dict(zip(FUSED, ops.mask_and_dice(shared.features, embeddings, groups), strict=True))
+            else:
+                losses = ops.compare_pairs(self.pointwise, shared.features, embeddings, groups)
             belongs = (matching.prediction[pairs] == predictions).to(shared.features, non_blocking=True)  # (L, m)
             sums = {name: sums[name] + belongs @ of_pairs for name, of_pairs in losses.items()}
         return sums
@@ -217,41 +221,6 @@ class Criterion:
             ops.PairGroup(image, own, sample_segments(targets[image], own, output.padded_size), *numbers)
             for image, own, *numbers in drawn
         ], place
-
-
-def compare(
-    pointwise: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
-    features: Tensor,
-    embeddings: Tensor,
-    groups: Sequence[ops.PairGroup],
-) -> dict[str, Tensor]:
-    """Call every term on the mask logits of each pair and its segment, at the points that the pair chooses.
-
-    `ops.mask_and_dice` takes over for exactly the library's own two terms. For others, logits are computed again in
-    the backward pass, so that one group of them at a time is kept.
-
-    Args:
-        pointwise: terms (logits [m, P], truth [m, P]) → [m]
-        features: [B, C, H, W]
-        embeddings: of each pair, group by group. [M, C]
-        groups: the pairs
-
-    Returns:
-        {name: [M]}
-    """
-    if pointwise == FUSED and not ops.is_plain("mask_and_dice"):
-        return dict(zip(FUSED, ops.mask_and_dice(features, embeddings, groups), strict=True))
-
-    def of_group(features: Tensor, embeddings: Tensor, group: ops.PairGroup) -> Tensor:
-        logits, truth = ops.at_chosen_points(features, embeddings, group)  # (m, P), (m, P)
-        return torch.stack([term(logits, truth) for term in pointwise.values()])  # (terms, m)
-
-    nothing = embeddings[:0].sum(1) + 0 * features.sum()  # distributed training waits for every gradient
-    losses = [nothing.expand(len(pointwise), 0)]
-    images, parts = features.unbind(), embeddings.split([len(group.segments) for group in groups])
-    for group, own in zip(groups, parts, strict=True):
-        losses.append(ops.checkpointed(of_group, images[group.image], own, group))
-    return dict(zip(pointwise, torch.cat(losses, dim=1), strict=True))
 
 
 def average_num_masks(targets: Sequence[Target], device: torch.device) -> Tensor | int:

@@ -12,8 +12,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from m2f_lab.loss.points import random_points, sample_segments, sort_by_row
-from m2f_lab.ops import PointSampler, mask_costs, sample_points
+from m2f_lab.loss.points import random_points, sample_segments
+from m2f_lab.ops import PointSampler, mask_costs, sample_points, sort_by_row
 from m2f_lab.structures import Matching, NonFiniteError, Output, Target
 
 
@@ -63,7 +63,7 @@ class Matcher:
         Takes the same arguments as a call. Float32 even under autocast.
         """
         output = output.float()
-        _check_sizes(output, targets)
+        output.check_targets(targets)
         if points is None:
             points = random_points(len(targets), self.num_points, like=output.masks[0].features)
             points = [sort_by_row(of_image) for of_image in points]
@@ -108,18 +108,6 @@ def _assign(costs: list[Tensor]) -> Matching:
             image_of, prediction_of = torch.full_like(query, image), torch.full_like(query, prediction)
             pairs.append(torch.stack([image_of, prediction_of, query, segment]))
     return Matching(*torch.cat(pairs, dim=1))
-
-
-def _check_sizes(output: Output, targets: Sequence[Target]) -> None:
-    batch = len(output.class_logits[0])
-    if len(targets) != batch:
-        raise ValueError(f"The output holds {batch} images, but there are {len(targets)} targets; give one per image.")
-    for image, target in enumerate(targets):
-        if any(have > limit for have, limit in zip(target.size, output.padded_size, strict=True)):
-            raise ValueError(
-                f"The target of image {image} is {target.size}, larger than the padded image {output.padded_size}. "
-                "Ground truth must have the pixels of the image that went into the model: resize and crop both alike."
-            )
 
 
 def _check_labels(labels: Tensor, targets: Sequence[Target], num_classes: int) -> None:

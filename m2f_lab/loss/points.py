@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from m2f_lab import ops
+from m2f_lab.ops import sort_by_row
 from m2f_lab.structures import Target
 
 
@@ -41,11 +42,6 @@ def shared_points(
     points = random_points(1, num_candidates + num_points - num_uncertain, like)[0]
     parts = points.split([num_candidates, len(points) - num_candidates])
     return torch.cat([sort_by_row(part) for part in parts]), num_candidates, num_uncertain
-
-
-def sort_by_row(points: Tensor) -> Tensor:
-    """The same points in an order in which neighbours read the same pixels. [P, 2] → [P, 2]"""
-    return points[(points[:, 1] * 256).short().argsort(stable=True)]
 
 
 def sample_segments(target: Target, points: Tensor, padded_size: tuple[int, int]) -> Tensor:

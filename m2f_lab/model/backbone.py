@@ -55,9 +55,8 @@ class Backbone(nn.Module):
             replace_blocks(self.network)
         # Pretrained batch norms stay as they are, as in detectron2: batches are too small to measure them again.
         self.freeze_batch_norm = bool(config.backbone_weights)
-        if self.freeze_batch_norm:
-            for norm in _batch_norms(self.network):
-                norm.requires_grad_(False)
+        for norm in self.frozen_norms():
+            norm.requires_grad_(False)
         self._check_pyramid(config.backbone, tuple(level["reduction"] for level in levels))
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -96,10 +95,14 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        if self.freeze_batch_norm:
-            for norm in _batch_norms(self.network):
-                norm.eval()
+        for norm in self.frozen_norms():
+            norm.eval()
         return self
+
+    def frozen_norms(self) -> list[nn.Module]:
+        """The batch norms that keep what they were pretrained with."""
+        kind = nn.modules.batchnorm._BatchNorm
+        return [module for module in self.network.modules() if isinstance(module, kind) and self.freeze_batch_norm]
 
     @torch.no_grad()
     def _check_pyramid(self, name: str, strides: tuple[int, ...]) -> None:
@@ -168,7 +171,3 @@ def create_network(config: ModelConfig, options: dict, suggestion: str) -> nn.Mo
         ) from error
     except (TypeError, RuntimeError, IndexError, AssertionError, AttributeError) as error:
         raise ValueError(f"timm cannot build {name!r} with {options}: {error}. {suggestion}") from error
-
-
-def _batch_norms(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -77,7 +77,7 @@ class ViT(nn.Module):
         """Run one block, counted from 0: tokens [B, N, C], and its attention weights [B, heads, N, N] if asked for."""
         block = self.network.blocks[index]
         run = partial(checkpoint, block, use_reentrant=False) if self.checkpointed and self.training else block
-        with attention_weights(block.attn, keep_attention) as weights:
+        with attention_weights(block.attn) if keep_attention else nullcontext([]) as weights:
             return run(tokens, **options), weights
 
     def recompute(self) -> None:
@@ -86,12 +86,9 @@ class ViT(nn.Module):
 
 
 @contextmanager
-def attention_weights(attention: nn.Module, keep: bool) -> Iterator[list[Tensor]]:
+def attention_weights(attention: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the weights of an attention of timm, which has them only where it is not fused."""
     weights: list[Tensor] = []
-    if not keep:
-        yield weights
-        return
     hook = attention.attn_drop.register_forward_hook(lambda module, args, output: weights.append(output))
     fused, attention.fused_attn = attention.fused_attn, False
     try:
@@ -200,14 +197,11 @@ class EoMT(nn.Module):
             seen = [0, blocked, opened, *parts]
         predictions.append(self.predict_masks(tokens, grid, seen))
         states, masks = zip(*predictions, strict=True)
-        return Output(
-            class_logits=[state.class_logits for state in states],
-            masks=list(masks),
-            image_size=(images.shape[2], images.shape[3]),
-            padded_size=(padded.shape[2], padded.shape[3]),
-            states=states,
-            level_sizes=(grid,),
+        class_logits, sizes = (
+            [state.class_logits for state in states],
+            (tuple(images.shape[2:]), tuple(padded.shape[2:])),
         )
+        return Output(class_logits, list(masks), *sizes, states, level_sizes=(grid,))
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise, then pad bottom and right with zeros (the mean colour) to whole patches."""

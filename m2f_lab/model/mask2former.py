@@ -98,14 +98,9 @@ class Mask2Former(nn.Module):
             image_size: height and width of the images, in pixels.
             padded_size: height and width after padding, in pixels.
         """
-        return Output(
-            class_logits=[state.class_logits for state in states],
-            masks=[MaskLogits(state.embeddings, memory.mask_features) for state in states],
-            image_size=(image_size[0], image_size[1]),
-            padded_size=(padded_size[0], padded_size[1]),
-            states=tuple(states),
-            level_sizes=tuple(memory.sizes),
-        )
+        class_logits = [state.class_logits for state in states]
+        masks = [MaskLogits(state.embeddings, memory.mask_features) for state in states]
+        return Output(class_logits, masks, tuple(image_size), tuple(padded_size), tuple(states), tuple(memory.sizes))
 
     def predict(self, image, task: str = "semantic", **options) -> Prediction:
         """Segment one image of any kind and size; see `m2f_lab.inference.predict`.

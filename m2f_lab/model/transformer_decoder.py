@@ -12,8 +12,7 @@ Source: Mask2Former (Cheng et al. 2022), section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from m2f_lab.model.layers import Attention, feedforward, sine_positions
 from m2f_lab.model.pixel_decoder import NUM_LEVELS
 from m2f_lab.recipes import ModelConfig
-from m2f_lab.structures import DecoderState, MaskLogits, Target, resize
+from m2f_lab.structures import DecoderMemory, DecoderState, MaskLogits, resize
 
 
 class DecoderLayer(nn.Module):
@@ -80,30 +79,6 @@ class DecoderLayer(nn.Module):
         positioned = queries + positions
         attended, weights = self.self_attention(positioned, positioned, queries, blocked, keep)
         return self.self_attention_norm(queries + attended), weights
-
-
-class DecoderMemory(NamedTuple):
-    """Everything that all layers share: the pixel decoder's features at strides 32, 16, 8, and the caller's wishes.
-
-    Attributes:
-        sizes: height and width of each level.
-        features: with their level embedding. [B, S, C] each
-        keys: features plus sine embeddings, added once for all layers. [B, S, C] each
-        mask_features: [B, mask_dim, H/4, W/4]
-        small_mask_features: detached, at the size of each level, for attention masks. [B, mask_dim, h, w] each
-        targets: ground truth of each image, in training; None otherwise
-        keep_attention: whether states keep attention weights
-        edit_attention: changes what a layer hides: (index of the layer, `blocked`, `opened`) → the two
-    """
-
-    sizes: list[tuple[int, int]]
-    features: list[Tensor]
-    keys: list[Tensor]
-    mask_features: Tensor
-    small_mask_features: list[Tensor]
-    targets: Sequence[Target] | None = None
-    keep_attention: bool = False
-    edit_attention: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 class TransformerDecoder(nn.Module):
@@ -169,14 +144,10 @@ class TransformerDecoder(nn.Module):
         """
         level = self.level_of(index)
         blocked, opened = self.attention_mask(state, index, memory)
+        queries_blocked = self.queries_blocked(state, memory)
+        features, keys = memory.features[level], memory.keys[level]
         queries, cross, within = self.layers[index](
-            state.queries,
-            state.positions,
-            memory.features[level],
-            memory.keys[level],
-            blocked,
-            self.queries_blocked(state, memory),
-            memory.keep_attention,
+            state.queries, state.positions, features, keys, blocked, queries_blocked, memory.keep_attention
         )
         return DecoderState(queries, *self.predict(queries), state.positions, level, blocked, opened, cross, within)
 

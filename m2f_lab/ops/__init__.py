@@ -7,12 +7,13 @@ the two together in values and gradients. Imports torch only.
 from m2f_lab.ops.deformable_sampling import deformable_sampling
 from m2f_lab.ops.linear_map import linear
 from m2f_lab.ops.mask_costs import mask_costs
-from m2f_lab.ops.mask_losses import PairGroup, at_chosen_points, mask_and_dice
+from m2f_lab.ops.mask_losses import PairGroup, at_chosen_points, compare_pairs, mask_and_dice
 from m2f_lab.ops.memory import checkpointed
-from m2f_lab.ops.point_sampling import PointSampler, sample_points, sample_segments
+from m2f_lab.ops.point_sampling import PointSampler, sample_points, sample_segments, sort_by_row
 from m2f_lab.ops.selection import select_uncertain
 from m2f_lab.ops.stochastic_depth import add_branch
 from m2f_lab.ops.switch import OPERATIONS, is_plain, plain
+from m2f_lab.ops.windows import cut_windows, merge_windows, shift_mask
 
 __all__ = [
     "OPERATIONS",
@@ -21,13 +22,18 @@ __all__ = [
     "add_branch",
     "at_chosen_points",
     "checkpointed",
+    "compare_pairs",
+    "cut_windows",
     "deformable_sampling",
     "is_plain",
     "linear",
     "mask_and_dice",
     "mask_costs",
+    "merge_windows",
     "plain",
     "sample_points",
     "sample_segments",
     "select_uncertain",
+    "shift_mask",
+    "sort_by_row",
 ]

@@ -6,7 +6,7 @@ points, k of which a pair keeps, R points that every pair takes, P = k + R, H/W 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from m2f_lab.ops.memory import checkpointed
 from m2f_lab.ops.pixel_product import pixel_product
 from m2f_lab.ops.point_sampling import PointSampler, sample_points
 from m2f_lab.ops.selection import select_uncertain
@@ -67,10 +68,41 @@ def at_chosen_points(features: Tensor, embeddings: Tensor, group: PairGroup) -> 
     return logits.gather(1, index), group.truth_at(index)
 
 
+def compare_pairs(
+    terms: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    features: Tensor,
+    embeddings: Tensor,
+    groups: Sequence[PairGroup],
+) -> dict[str, Tensor]:
+    """Call terms on the mask logits and the truth of each pair, at the points that the pair chooses.
+
+    Logits are computed again in the backward pass, so that one group of them at a time is kept.
+
+    Args:
+        terms: (logits [m, P], truth [m, P]) → [m]
+        features: mask features. [B, C, H, W]
+        embeddings: mask embedding of each pair, group by group. [M, C]
+        groups: the pairs
+
+    Returns:
+        {name: [M]}
+    """
+
+    def of_group(features: Tensor, embeddings: Tensor, group: PairGroup) -> Tensor:
+        logits, truth = at_chosen_points(features, embeddings, group)  # (m, P), (m, P)
+        return torch.stack([term(logits, truth) for term in terms.values()])  # (terms, m)
+
+    nothing = embeddings[:0].sum(1) + 0 * features.sum()  # distributed training waits for every gradient
+    losses, images = [nothing.expand(len(terms), 0)], features.unbind()
+    for group, own in zip(groups, _split(embeddings, groups), strict=True):
+        losses.append(checkpointed(of_group, images[group.image], own, group))
+    return dict(zip(terms, torch.cat(losses, dim=1), strict=True))
+
+
 def mask_and_dice(features: Tensor, embeddings: Tensor, groups: Sequence[PairGroup]) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy and dice of every pair, as `loss.terms` define them, at its chosen points.
 
-    The plain version is autograd through those terms and `at_chosen_points`. Here the gradient is written out, and
+    The plain version is `compare_pairs` with those terms. Here the gradient is written out, and
     logits are computed again in the backward pass: of the size of the masks, only indices are kept between the two.
 
     Args:
