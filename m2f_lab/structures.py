@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m2f_lab.ops import sample_segments
+
 IGNORE = 255
 """The label of pixels that belong to no class: they are neither learned nor evaluated."""
 
@@ -221,6 +223,19 @@ class Target:
         if self.masks is not None:
             return self.masks
         return self.id_map == torch.arange(self.num_segments, device=self.id_map.device)[:, None, None]
+
+    def at(self, points: Tensor, padded_size: tuple[int, int]) -> Tensor:
+        """Share of each segment at points of the padded image, in [0, 1]; bilinear, as mask logits are read.
+
+        Args:
+            points: (x, y) in [0, 1] of the padded image. [P, 2]
+            padded_size: its height and width in pixels.
+
+        Returns:
+            [T, P]
+        """
+        maps = self.masks if self.id_map is None else self.id_map
+        return sample_segments(maps, self.num_segments, points, padded_size)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         return Target(*(None if t is None else t.to(device, non_blocking=non_blocking) for t in self._tensors))

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2f_lab import ops
-from m2f_lab.loss.points import random_points, sample_segments, shared_points, sort_by_row
+from m2f_lab.loss.points import random_points, shared_points
+from m2f_lab.ops import sort_by_row
 from m2f_lab.structures import IGNORE, Target, sample_points
 
 PADDED = (20, 28)
@@ -51,7 +52,7 @@ def test_sample_segments_equals_grid_sample_on_padded_masks(size, dtype, switch)
     target = id_map_target(*size)
     points = awkward_points(dtype)
     with switch():
-        result = sample_segments(target, points, PADDED)
+        result = target.at(points, PADDED)
     assert result.dtype == dtype
     tolerance = 1e-12 if dtype == torch.float64 else 5e-6
     torch.testing.assert_close(result, dense_reference(target, points, PADDED), rtol=0, atol=tolerance)
@@ -60,7 +61,7 @@ def test_sample_segments_equals_grid_sample_on_padded_masks(size, dtype, switch)
 def test_sample_segments_is_exact_where_positions_are():
     # Positions are exact where the size is a power of two; then so is the agreement.
     target, points = id_map_target(), torch.rand(1000, 2)
-    assert torch.equal(sample_segments(target, points, (32, 32)), dense_reference(target, points, (32, 32)))
+    assert torch.equal(target.at(points, (32, 32)), dense_reference(target, points, (32, 32)))
 
 
 @pytest.mark.parametrize("num_segments", [0, 5, 255])
@@ -69,22 +70,22 @@ def test_sample_segments_reads_id_maps_and_boolean_masks_alike(num_segments):
     id_map[id_map == num_segments] = 255
     target = Target.from_id_map(id_map.to(torch.uint8), torch.arange(num_segments))
     points = awkward_points(torch.float32)
-    expected = sample_segments(target, points, PADDED)
-    assert torch.equal(sample_segments(Target(target.labels, masks=target.dense()), points, PADDED), expected)
+    expected = target.at(points, PADDED)
+    assert torch.equal(Target(target.labels, masks=target.dense()).at(points, PADDED), expected)
     wide = Target.from_id_map(id_map, torch.arange(num_segments))
-    assert torch.equal(sample_segments(wide, points, PADDED), expected)
+    assert torch.equal(wide.at(points, PADDED), expected)
 
 
 def test_sample_segments_reads_255_segments():
     target = Target.from_id_map(torch.arange(255).view(15, 17), torch.arange(255))
     points = torch.rand(300, 2)
-    torch.testing.assert_close(sample_segments(target, points, (15, 17)), dense_reference(target, points, (15, 17)))
+    torch.testing.assert_close(target.at(points, (15, 17)), dense_reference(target, points, (15, 17)))
 
 
 def test_sample_segments_reads_overlapping_masks():
     target = Target(torch.arange(4), masks=torch.rand(4, 17, 23) > 0.4)
     points = torch.rand(100, 2)
-    torch.testing.assert_close(sample_segments(target, points, PADDED), dense_reference(target, points, PADDED))
+    torch.testing.assert_close(target.at(points, PADDED), dense_reference(target, points, PADDED))
 
 
 def test_sort_by_row_keeps_the_points():
@@ -99,7 +100,7 @@ def test_a_sample_is_a_vote_of_four_pixels(switch):
     # The corner between four pixels of a 2 × 2 image; one of them belongs to no segment.
     target = Target.from_id_map(torch.tensor([[0, 1], [1, 255]]), torch.tensor([7, 8]))
     with switch():
-        assert sample_segments(target, torch.tensor([[0.5, 0.5]]), (2, 2)).tolist() == [[0.25], [0.5]]
+        assert target.at(torch.tensor([[0.5, 0.5]]), (2, 2)).tolist() == [[0.25], [0.5]]
 
 
 @plain_and_fast
@@ -110,7 +111,7 @@ def test_sample_segments_without_segments(switch):
         Target(none, masks=torch.zeros(0, 4, 4, dtype=torch.bool)),
     ):
         with switch():
-            assert sample_segments(empty, torch.rand(6, 2), (4, 4)).shape == (0, 6)
+            assert empty.at(torch.rand(6, 2), (4, 4)).shape == (0, 6)
 
 
 def test_shared_points_puts_candidates_first_and_leaves_unwanted_ones_out():
@@ -137,7 +138,7 @@ class LargestTensor(TorchDispatchMode):
 def test_an_id_map_never_becomes_masks():
     target = id_map_target(100, 120, num_segments=50)
     with LargestTensor() as watch:
-        sample_segments(target, torch.rand(20, 2), (100, 120))
+        target.at(torch.rand(20, 2), (100, 120))
     assert watch.elements <= 103 * 123  # the map with its border; as masks it would be 50 times as much
     with LargestTensor() as watch:
         target.dense()

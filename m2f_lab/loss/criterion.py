@@ -17,7 +17,7 @@ from torch import Tensor
 from m2f_lab import ops
 from m2f_lab.loss import terms
 from m2f_lab.loss.matcher import Matcher
-from m2f_lab.loss.points import sample_segments, shared_points
+from m2f_lab.loss.points import shared_points
 from m2f_lab.recipes import Recipe
 from m2f_lab.structures import Matching, Output, Target
 
@@ -139,10 +139,12 @@ class Criterion:
         device = output.class_logits[0].device
         with torch.autocast(device.type, enabled=False):
             class_sum, weight = self.class_sums(output, targets, matching)  # (L,), (L,)
-            sums = self.sums(output, targets, matching, points)  # (L,) each
             divisors = divisors or Divisors(weight, average_num_masks(targets, device))
             losses = {"class": class_sum / divisors.queries}
-            losses |= {name: values / divisors.segments for name, values in sums.items()}
+            sums = self.pointwise_sums(output, targets, matching, points) if self.pointwise else {}
+            for name, term in self.terms.items():
+                values = sums[name] if name in sums else term(output, targets, matching)  # (L,)
+                losses[name] = values / divisors.segments
             total = sum(self.weights[name] * values for name, values in losses.items()).sum()
         result = {"total": total}
         for name, values in losses.items():
@@ -156,9 +158,8 @@ class Criterion:
         """
         logits = torch.stack(output.class_logits)  # (L, B, Q, K+1)
         first = torch.tensor([0] + [target.num_segments for target in targets[:-1]]).cumsum(0)  # (B,)
-        where = torch.stack(
-            [matching.prediction, matching.image, matching.query, first[matching.image] + matching.segment]
-        )
+        segment = first[matching.image] + matching.segment  # among those of all images
+        where = torch.stack([matching.prediction, matching.image, matching.query, segment])
         *pairs, segment = where.to(logits.device, non_blocking=True)
         classes = torch.full(logits.shape[:-1], self.num_classes, device=logits.device)  # (L, B, Q)
         classes[tuple(pairs)] = torch.cat([target.labels for target in targets]).long()[segment]
@@ -173,14 +174,6 @@ class Criterion:
     def pointwise(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         """The terms that compare each pair at points; the others see the whole output."""
         return {name: term for name, term in self.terms.items() if not getattr(term, "sees_output", False)}
-
-    def sums(
-        self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """All terms but the class term, summed over the segments of each prediction. {name: [L]}"""
-        sums = self.pointwise_sums(output, targets, matching, points) if self.pointwise else {}
-        others = {name: term(output, targets, matching) for name, term in self.terms.items() if name not in sums}
-        return {name: (sums | others)[name] for name in self.terms}
 
     def pointwise_sums(
         self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
@@ -218,7 +211,7 @@ class Criterion:
         else:
             drawn, place = zip(matching.image.tolist(), points, strict=True), torch.arange(len(points))
         return [
-            ops.PairGroup(image, own, sample_segments(targets[image], own, output.padded_size), *numbers)
+            ops.PairGroup(image, own, targets[image].at(own, output.padded_size), *numbers)
             for image, own, *numbers in drawn
         ], place
 

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from m2f_lab.loss.points import random_points, sample_segments
+from m2f_lab.loss.points import random_points
 from m2f_lab.ops import PointSampler, mask_costs, sample_points, sort_by_row
 from m2f_lab.structures import Matching, NonFiniteError, Output, Target
 
@@ -74,22 +74,17 @@ class Matcher:
             for image, target in enumerate(targets):
                 # An invalid label would trigger a device-side assert. Clamp here, report after the transfer.
                 labels = target.labels.long().clamp(0, output.num_classes - 1)
-                class_cost = -class_logits[image].softmax(-1)[..., labels]  # (L, Q, T)
+                class_cost = -self.class_weight * class_logits[image].softmax(-1)[..., labels]  # (L, Q, T)
                 mask_cost, dice_cost = torch.empty_like(class_cost), torch.empty_like(class_cost)
-                truth = sample_segments(target, points[image], output.padded_size)  # (T, P)
+                truth = target.at(points[image], output.padded_size)  # (T, P)
                 for group in groups:
                     # Sampling commutes with the product: features are read once for all masks over them.
                     sampler = PointSampler(points[image], tuple(group.features.shape[2:]))
                     nearby = sample_points(group.features[image].flatten(1).T, sampler).T  # (C, P)
-                    costs = mask_costs(group.embeddings[image], nearby, truth)
-                    mask_cost[group.predictions], dice_cost[group.predictions] = costs
-                terms.append(
-                    {
-                        "class": self.class_weight * class_cost,
-                        "mask": self.mask_weight * mask_cost,
-                        "dice": self.dice_weight * dice_cost,
-                    }
-                )
+                    cross_entropy, dice = mask_costs(group.embeddings[image], nearby, truth)
+                    mask_cost[group.predictions] = self.mask_weight * cross_entropy
+                    dice_cost[group.predictions] = self.dice_weight * dice
+                terms.append({"class": class_cost, "mask": mask_cost, "dice": dice_cost})
         return terms
 
 

@@ -1,6 +1,6 @@
 """Points at which masks are compared, instead of all pixels.
 
-T segments of an image, P points, H/W height/width.
+P points, N candidates among them, k of which a mask keeps, R points that follow the candidates.
 
 Points are (x, y) in [0, 1] of the padded image everywhere in this package: mask logits cover the padded image, and
 ground truth, which may end earlier, is read as if it were padded with "no segment".
@@ -11,9 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m2f_lab import ops
 from m2f_lab.ops import sort_by_row
-from m2f_lab.structures import Target
 
 
 def random_points(num_sets: int, num_points: int, like: Tensor) -> Tensor:
@@ -42,9 +40,3 @@ def shared_points(
     points = random_points(1, num_candidates + num_points - num_uncertain, like)[0]
     parts = points.split([num_candidates, len(points) - num_candidates])
     return torch.cat([sort_by_row(part) for part in parts]), num_candidates, num_uncertain
-
-
-def sample_segments(target: Target, points: Tensor, padded_size: tuple[int, int]) -> Tensor:
-    """Share of each ground-truth segment at points of the padded image, in [0, 1]. [P, 2] → [T, P]"""
-    maps = target.masks if target.id_map is None else target.id_map
-    return ops.sample_segments(maps, target.num_segments, points, padded_size)

@@ -9,12 +9,9 @@ with `sees_output` gets the whole output instead. `Criterion` takes a dictionary
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
-
-Term = TypeVar("Term", bound=Callable[..., Tensor])
 
 
 def mask(logits: Tensor, truth: Tensor) -> Tensor:
@@ -37,7 +34,7 @@ def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
     return F.cross_entropy(logits, classes, reduction="none")
 
 
-def sees_output(term: Term) -> Term:
+def sees_output(term: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Mark a term that is called as `term(output, targets, matching)`.
 
     It returns the sum over the segments of each prediction, [L]; the criterion divides by the number of segments.

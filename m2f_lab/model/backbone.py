@@ -101,31 +101,30 @@ class Backbone(nn.Module):
 
     def frozen_norms(self) -> list[nn.Module]:
         """The batch norms that keep what they were pretrained with."""
-        kind = nn.modules.batchnorm._BatchNorm
-        return [module for module in self.network.modules() if isinstance(module, kind) and self.freeze_batch_norm]
+        modules = self.network.modules() if self.freeze_batch_norm else ()
+        return [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     @torch.no_grad()
     def _check_pyramid(self, name: str, strides: tuple[int, ...]) -> None:
         """Compare strides, then run a small image through, of a size that no pretraining used."""
-        if strides != STRIDES:
-            raise _refusal(name, f"has features at strides {strides}; Mask2Former needs strides {STRIDES}.")
         height, width = 64, 96
-        image = f"an image of {height} × {width} pixels"
+        backbone, image = f"Backbone {name!r}", f"an image of {height} × {width} pixels"
+        if strides != STRIDES:
+            needed = f"Mask2Former needs strides {STRIDES}"
+            raise ValueError(f"{backbone} has features at strides {strides}; {needed}. {_SUGGESTION}")
         training = self.training
         self.eval()
         try:
             found = [tuple(x.shape[1:]) for x in self(torch.zeros(1, 3, height, width))]
         except Exception as error:
-            problem = f"cannot process {image}: {error}. It needs to take images of any size divisible by 32."
-            raise _refusal(name, problem) from error
+            needed = "It needs to take images of any size divisible by 32"
+            raise ValueError(f"{backbone} cannot process {image}: {error}. {needed}. {_SUGGESTION}") from error
         self.train(training)
         expected = [(c, height // s, width // s) for c, s in zip(self.channels, STRIDES, strict=True)]
         if found != expected:
-            raise _refusal(name, f"returned features of shapes {found} for {image}, expected {expected}.")
-
-
-def _refusal(name: str, problem: str) -> ValueError:
-    return ValueError(f"Backbone {name!r} {problem} {_SUGGESTION}")
+            raise ValueError(
+                f"{backbone} returned features of shapes {found} for {image}, expected {expected}. {_SUGGESTION}"
+            )
 
 
 def create_network(config: ModelConfig, options: dict, suggestion: str) -> nn.Module:

@@ -197,11 +197,8 @@ class EoMT(nn.Module):
             seen = [0, blocked, opened, *parts]
         predictions.append(self.predict_masks(tokens, grid, seen))
         states, masks = zip(*predictions, strict=True)
-        class_logits, sizes = (
-            [state.class_logits for state in states],
-            (tuple(images.shape[2:]), tuple(padded.shape[2:])),
-        )
-        return Output(class_logits, list(masks), *sizes, states, level_sizes=(grid,))
+        class_logits = [state.class_logits for state in states]
+        return Output(class_logits, list(masks), tuple(images.shape[2:]), tuple(padded.shape[2:]), states, (grid,))
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise, then pad bottom and right with zeros (the mean colour) to whole patches."""

@@ -84,11 +84,7 @@ class Mask2Former(nn.Module):
         return F.pad(normalised, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
 
     def output(
-        self,
-        states: Sequence[DecoderState],
-        memory: DecoderMemory,
-        image_size: Sequence[int],
-        padded_size: Sequence[int],
+        self, states: list[DecoderState], memory: DecoderMemory, image_size: Sequence[int], padded_size: Sequence[int]
     ) -> Output:
         """Gather the decoder's states into predictions.
 

@@ -121,10 +121,7 @@ class TransformerDecoder(nn.Module):
             wishes: `targets`, `keep_attention` and `edit_attention` of the memory.
         """
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
-        features = [
-            level.flatten(2).transpose(1, 2) + embedding
-            for level, embedding in zip(levels, self.level_embedding, strict=True)
-        ]
+        features = [x.flatten(2).transpose(1, 2) + e for x, e in zip(levels, self.level_embedding, strict=True)]
         keys = [x + sine_positions(size, x.shape[2], x.device) for x, size in zip(features, sizes, strict=True)]
         small = [resize(mask_features.detach(), size) for size in sizes]
         return DecoderMemory(sizes, features, keys, mask_features, small, **wishes)

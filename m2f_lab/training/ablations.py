@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from m2f_lab.loss import Criterion, Divisors, Matching, build_criterion, sees_output
-from m2f_lab.loss.points import sample_segments
 from m2f_lab.loss.terms import dice, mask
 from m2f_lab.model import Backbone, DecoderLayer, DecoderMemory, Mask2Former, PixelDecoder, TransformerDecoder
 from m2f_lab.recipes import ModelConfig, Recipe
@@ -118,7 +117,7 @@ def on_full_masks(term: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Ten
             for prediction, masks in enumerate(output.masks):
                 query, segment = matching.of(prediction, image)
                 centres = cell_centres(masks.size, masks.features.device)  # (H*W, 2)
-                truth = sample_segments(target, centres, output.padded_size)[segment.to(centres.device)]
+                truth = target.at(centres, output.padded_size)[segment.to(centres.device)]
                 logits = masks.embeddings[image, query] @ masks.features[image].flatten(1)  # (N, H*W)
                 sums[prediction] = sums[prediction] + term(logits, truth).sum()
         return torch.stack(sums)
