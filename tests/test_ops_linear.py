@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from m2f_lab.model.layers import Linear, replace_linears
-from m2f_lab.ops import linear, plain
+from m2f_lab.ops import Linear, linear, plain, replace_linears
 from m2f_lab.ops.linear_map import HAS_ONEDNN
 
 MODULE = "m2f_lab.ops.linear_map"

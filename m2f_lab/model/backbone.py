@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import m2f_lab.ops._torchvision  # noqa: F401  isort: skip  (before timm, which imports torchvision)
 import timm
 
-from m2f_lab.model.layers import replace_linears
 from m2f_lab.model.swin import replace_blocks
+from m2f_lab.ops import replace_linears
 from m2f_lab.recipes import ModelConfig
 
 STRIDES = (4, 8, 16, 32)

@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from m2f_lab.model.layers import Linear
-from m2f_lab.ops import checkpointed, deformable_sampling
+from m2f_lab.ops import Linear, checkpointed, deformable_sampling
 
 
 class DeformableAttention(nn.Module):

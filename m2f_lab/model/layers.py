@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2f_lab.ops import linear
+from m2f_lab.ops import Linear, linear
 
 
 def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Tensor:
@@ -35,25 +35,6 @@ def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Ten
     y = along(height)[:, None].expand(height, width, dim // 2)
     x = along(width)[None, :].expand(height, width, dim // 2)
     return torch.cat([y, x], dim=2).flatten(0, 1)
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` by `ops.linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C] → [..., D]"""
-        return linear(x, self.weight, self.bias)
-
-
-def replace_linears(module: nn.Module) -> None:
-    """Replace each `nn.Linear` inside a module of another library by a `Linear` of the same parameters."""
-    for name, child in module.named_children():
-        if type(child) is nn.Linear:
-            replacement = Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
-            replacement.weight, replacement.bias = child.weight, child.bias
-            setattr(module, name, replacement)
-        else:
-            replace_linears(child)
 
 
 def feedforward(dim: int, hidden_dim: int) -> nn.Sequential:

@@ -5,7 +5,7 @@ the two together in values and gradients. Imports torch only.
 """
 
 from m2f_lab.ops.deformable_sampling import deformable_sampling
-from m2f_lab.ops.linear_map import linear
+from m2f_lab.ops.linear_map import Linear, linear, replace_linears
 from m2f_lab.ops.mask_costs import mask_costs
 from m2f_lab.ops.mask_losses import PairGroup, at_chosen_points, compare_pairs, mask_and_dice
 from m2f_lab.ops.memory import checkpointed
@@ -17,6 +17,7 @@ from m2f_lab.ops.windows import cut_windows, merge_windows, shift_mask
 
 __all__ = [
     "OPERATIONS",
+    "Linear",
     "PairGroup",
     "PointSampler",
     "add_branch",
@@ -31,6 +32,7 @@ __all__ = [
     "mask_costs",
     "merge_windows",
     "plain",
+    "replace_linears",
     "sample_points",
     "sample_segments",
     "select_uncertain",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from m2f_lab.ops.switch import is_plain
@@ -29,6 +29,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if is_plain("linear") or not can_use_onednn(x, weight):
         return F.linear(x, weight, bias)
     return OneDnnLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] → [..., D]"""
+        return linear(x, self.weight, self.bias)
+
+
+def replace_linears(module: nn.Module) -> None:
+    """Replace each `nn.Linear` inside a module of another library by a `Linear` of the same parameters."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            replacement = Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
+            replacement.weight, replacement.bias = child.weight, child.bias
+            setattr(module, name, replacement)
+        else:
+            replace_linears(child)
 
 
 def can_use_onednn(x: Tensor, weight: Tensor) -> bool:
