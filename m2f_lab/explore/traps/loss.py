@@ -16,7 +16,6 @@ from m2f_lab.explore.traps.trap import Bench, Finding, Trap
 from m2f_lab.loss import Criterion
 from m2f_lab.loss.criterion import Divisors, average_num_masks
 from m2f_lab.loss.matcher import mask_costs
-from m2f_lab.loss.points import sample_segments
 from m2f_lab.structures import IGNORE, MaskLogits, Output, Target, sample_points
 from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.step import whole_batch_divisors
@@ -110,7 +109,7 @@ def costs_without_numbers(bench: Bench, costs: Callable) -> Finding:
     """Share of the costs of matching that are infinite or NaN, in percent, at the paper's number of points."""
     masks, size = _cpu_output(bench).masks, bench.output(0).padded_size
     points = torch.rand(1, Criterion(1).num_points, 2)
-    truth = sample_segments(_target(bench), points[0], size)  # (T, P)
+    truth = _target(bench).at(points[0], size)  # (T, P)
     embeddings = torch.cat([of_prediction.embeddings for of_prediction in masks])  # (L, Q, C)
     terms = costs(embeddings, sample_points(masks[-1].features, points)[0], truth)
     return Finding(100 * float((~sum(terms).isfinite()).float().mean()))
