@@ -38,7 +38,7 @@ class SwinBlock(nn.Module):
         """Normalisation, and attention of the (shifted) windows to themselves. [B, H, W, C] → [B, H, W, C]"""
         height, width = x.shape[1:3]
         padded = height + -height % self.window[0], width + -width % self.window[1]
-        query, key, value = checkpointed(self.project_windows, x).unbind(3)  # (B, W, N, heads, D) each
+        query, key, value = self.project_windows(x).unbind(3)  # (B, W, N, heads, D) each
         bias = self.position_bias()
         if any(self.shift):
             bias = bias + shift_mask(padded, self.window, self.shift, x.device)  # (W, heads, N, N)
@@ -90,6 +90,6 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dr
         [B, W, N, heads, D]
     """
     query, key, value = (x.transpose(2, 3) for x in (query, key, value))  # (B, W, heads, N, D)
-    scores = query @ key.transpose(3, 4) / math.sqrt(query.shape[4]) + bias
+    scores = query / math.sqrt(query.shape[4]) @ key.transpose(3, 4) + bias
     weights = F.dropout(scores.softmax(dim=4), dropout).to(value.dtype)
     return (weights @ value).transpose(2, 3)
