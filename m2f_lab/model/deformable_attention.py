@@ -60,8 +60,7 @@ class DeformableAttention(nn.Module):
         """
         values = self.value_projection(features).unflatten(2, (self.num_heads, -1))  # (B, S, heads, D)
         offsets, weights = self.offsets_and_weights(features + positions)
-        # Offsets are in pixels of the level they point into. Sizes and reference points are written out for all points
-        # of a head: a CPU is slow at operations that repeat two numbers.
+        # Offsets are in pixels of their level. Sizes and centres are repeated: a CPU is slow at broadcasting pairs.
         pixels = reference_points.new_tensor([[(width, height)] * self.num_points for height, width in level_sizes])
         centres = reference_points[:, None, None, None].repeat(1, 1, *pixels.shape[:2], 1)  # (S, 1, L, P, 2)
         locations = centres + offsets / pixels
@@ -70,7 +69,6 @@ class DeformableAttention(nn.Module):
 
     def offsets_and_weights(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets of the points, in pixels [B, S, heads, L, P, 2], and their weights [B, S, heads, L, P]."""
-        points = self.num_heads, self.num_levels, self.num_points
-        offsets = self.sampling_offsets(queries).unflatten(2, (*points, 2))
+        offsets = self.sampling_offsets(queries).unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
         weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=3)
-        return offsets, weights.unflatten(3, points[1:])
+        return offsets, weights.unflatten(3, offsets.shape[3:5])
