@@ -50,6 +50,18 @@ def seen(output: Output, layer: int, name: str) -> Tensor:
     return getattr(output.states[layer], name)[0]
 
 
+def assert_same_scores(one: Output, other: Output) -> None:
+    """Semantic scores that differ by the rounding of mask logits only.
+
+    On some processors and numbers of threads, a product of seven rows is summed in another order than one of eight. A
+    mask logit, here up to 200, then moves by one float32 step of the largest one, and a score with it.
+    """
+    step = np.finfo(np.float32).eps * float(one.masks[-1].dense().abs().max())
+    mine, theirs = (postprocess.semantic(output, return_scores=True) for output in (one, other))
+    np.testing.assert_allclose(mine.scores, theirs.scores, rtol=0, atol=step)
+    assert np.array_equal(mine.label_map, theirs.label_map)
+
+
 def probabilities(output: Output, prediction: int = -1) -> Tensor:
     return output.class_logits[prediction][0].softmax(-1)
 
@@ -135,9 +147,7 @@ def test_muting_from_the_start_equals_removing_the_query_by_hand(model, replay: 
         assert torch.equal(within[:, kept][:, :, kept], seen(expected, layer, "self_attention"))
         assert not within[:, muted].any()
         assert not within[:, :, muted].any()
-    mine, theirs = (postprocess.semantic(o, return_scores=True) for o in (output, expected))
-    np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-6)
-    assert np.array_equal(mine.label_map, theirs.label_map)
+    assert_same_scores(output, expected)
     assert replay.change(output).num_changed > 0
 
 
@@ -176,8 +186,7 @@ def test_a_muted_query_adds_exactly_nothing_to_any_result(replay: Replay, first:
         class_logits=[logits[:, kept] for logits in output.class_logits],
         masks=[MaskLogits(masks.embeddings[:, kept], masks.features) for masks in output.masks],
     )
-    mine, theirs = (postprocess.semantic(o, return_scores=True) for o in (output, dropped))
-    np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-6)
+    assert_same_scores(output, dropped)
     options = {"things": [1, 2], "object_mask_threshold": 0.3, "overlap_threshold": 0.1}
     mine, theirs = (postprocess.panoptic(o, **options) for o in (output, dropped))
     assert np.array_equal(mine.segments_map, theirs.segments_map)
