@@ -46,6 +46,8 @@ __all__ = [*_HOME, *_FORMER]
 
 
 def __getattr__(name: str):
+    if name == "plots":
+        return import_module(f"{__name__}.plots")
     name = _FORMER.get(name, name)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")

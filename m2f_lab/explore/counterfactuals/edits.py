@@ -105,41 +105,6 @@ def target(edit: Edit) -> tuple:
     return (kind, edit.layer, edit.query) if kind == "attention" else (kind, edit.query)
 
 
-def check_edit(
-    edit: Edit, num_queries: int, names: Sequence[str], grids: Sequence[tuple[int, int]], strides: Sequence[int]
-) -> None:
-    """Check that an edit fits a model.
-
-    Args:
-        edit: of a person.
-        num_queries: Q.
-        names: of the K classes.
-        grids: height and width of the grid that each layer looks at, in cells.
-        strides: image pixels per cell of each.
-
-    Raises:
-        TypeError: it is no edit.
-        ValueError: there is no such query, layer or class, or the painted map has another size than the layer's grid.
-    """
-    if not isinstance(edit, Edit):
-        raise TypeError(f"An edit is a Mute, ForceClass, PaintAttention or Unmask, got {type(edit).__name__}.")
-    query = edit.query
-    if query not in range(num_queries) and not (query is None and isinstance(edit, Unmask)):
-        raise ValueError(f"There is no query {query}; they are numbered 0…{num_queries - 1}.")
-    layer = first_layer(edit)
-    if layer is not None and layer not in range(1, len(grids) + 1):
-        way_out = " To leave a query out of the result only, use from_layer=None." if isinstance(edit, Mute) else ""
-        raise ValueError(f"There is no layer {layer}; layers are numbered 1…{len(grids)}.{way_out}")
-    if isinstance(edit, ForceClass):
-        class_number(edit.label, names)
-    if isinstance(edit, PaintAttention) and edit.blocked.shape != tuple(grids[layer - 1]):
-        height, width = grids[layer - 1]
-        raise ValueError(
-            f"Layer {layer} looks at {height} × {width} cells of stride {strides[layer - 1]}, padding included, but "
-            f"the painted map is {edit.blocked.shape[0]} × {edit.blocked.shape[1]}."
-        )
-
-
 def class_number(label: int | str, names: Sequence[str]) -> int:
     """The number of a class that is given by number or name; K for "no object".
 

@@ -8,31 +8,24 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import ipywidgets
 import numpy as np
 import torch
-from PIL import Image
 
+from m2f_lab import explore
 from m2f_lab.explore.counterfactuals import views as words
 from m2f_lab.explore.counterfactuals.edits import Edit, EditHistory, ForceClass, Mute, PaintAttention, Unmask, with_edit
+from m2f_lab.explore.counterfactuals.label_change import LabelChange
 from m2f_lab.explore.counterfactuals.replay import Replay
 from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.labels import NO_OBJECT, class_labels, query_options
 from m2f_lab.explore.parts.mask_view import MaskView, Stroke
-from m2f_lab.explore.parts.pages import off_page
-from m2f_lab.explore.parts.reading import Model, rank_queries, to_numpy, winning_queries
-from m2f_lab.explore.parts.tool import Columns, ImageTool
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.counterfactuals.label_change import LabelChange
-    from m2f_lab.explore.plots import Figure
-    from m2f_lab.model import Mask2Former
-    from m2f_lab.structures import Output
+from m2f_lab.explore.parts.reading import AnyImage, Model, rank_queries, to_numpy, winning_queries
+from m2f_lab.explore.parts.tool import ImageTool
+from m2f_lab.model import Mask2Former
+from m2f_lab.structures import Output
 
 HELP = {
     "layer": "Decoder layers refine the queries one after the other. Edits of attention masks are made at this layer, "
@@ -85,20 +78,12 @@ class CounterfactualExplorer(ImageTool):
 
     WIDTH = 310
     TITLE = "What would the model have said?"
-
     HELD = ("replay", "output", "change")
 
     query = ui.Chosen("query_slider", "The number of the query that is chosen.", order="order")
     layer = ui.Chosen("layer_slider", "The layer whose attention mask is shown, from 1.", first=1)
 
-    def __init__(
-        self,
-        model: Mask2Former,
-        image: str | Path | Image.Image | np.ndarray,
-        *,
-        truth: np.ndarray | None = None,
-        **options,
-    ) -> None:
+    def __init__(self, model: Mask2Former, image: AnyImage, *, truth: np.ndarray | None = None, **options) -> None:
         """Run the model once and keep it for edits.
 
         Args:
@@ -126,8 +111,8 @@ class CounterfactualExplorer(ImageTool):
         replay, views = self.replay, self._make_views()
         labels = class_labels(self.classes, replay.num_classes)
         self.layer_slider = ui.layer_slider("layer", replay.num_layers, HELP["layer"])
-        steps = ui.stepper("query", query_options(self._probabilities, self.order, labels), HELP["query"])
-        self.query_slider, self.query_menu = steps
+        self.query_slider = ui.Stepper("query", query_options(self._probabilities, self.order, labels), HELP["query"])
+        self.query_menu = self.query_slider.menu
         self.opacity_slider = ui.opacity_slider(0.7)
         classes = [(name, number) for number, name in enumerate([*self.classes.names, NO_OBJECT])]
         self.class_menu = ui.menu("class-menu", "class", classes, HELP["force-class"])
@@ -146,15 +131,15 @@ class CounterfactualExplorer(ImageTool):
         press = self.buttons
         self._assemble(
             [
-                ui.controls(self.layer_slider, steps, self.opacity_slider),
+                ui.controls(self.layer_slider, self.query_slider, self.opacity_slider),
                 ui.controls(press["mute"], press["leave-out"], self.class_menu, press["force-class"]),
                 ui.controls(
-                    _label("pointer", HELP["brush"]), self.brush, self.radius_slider, press["unmask"],
-                    press["unmask-all"],
+                    ipywidgets.Label("pointer", tooltip=HELP["brush"]), self.brush, self.radius_slider,
+                    press["unmask"], press["unmask-all"],
                 ),
                 ui.controls(
-                    press["undo"], press["redo"], press["reset"], _label("result", HELP["result"]), self.state,
-                    self.status,
+                    press["undo"], press["redo"], press["reset"],
+                    ipywidgets.Label("result", tooltip=HELP["result"]), self.state, self.status,
                 ),
                 ui.pictures([views["hidden"], self.edit_list], views["result"], views["difference"]),
             ],
@@ -163,7 +148,7 @@ class CounterfactualExplorer(ImageTool):
             counts=f"{replay.num_queries} queries, {replay.num_layers} layers",
             moves=[
                 ui.Moves("stack", self.layer_slider, page=False),
-                ui.Moves("index", steps, ("hidden", "difference"), page=False),
+                ui.Moves("index", self.query_slider, ("hidden", "difference"), page=False),
                 ui.Moves("index", self.state, ("result",), page=False),
                 ui.Moves("brush_radius", self.radius_slider, ("hidden",), page=False),
                 ui.Moves("opacity", self.opacity_slider),
@@ -237,6 +222,8 @@ class CounterfactualExplorer(ImageTool):
         self.output: Output | None = self.replay.run(edits, attention_weights=False)
         self.change: LabelChange | None = self.replay.change(self.output, self._truth)
         self.seconds = time.perf_counter() - started
+        self._maps = words.named_maps(self.change, self.classes)
+        self._caption = words.change_caption(self.change, self.classes)
 
     # ---------------------------------------------------------------------------------------------- what is chosen
 
@@ -259,7 +246,7 @@ class CounterfactualExplorer(ImageTool):
     # ---------------------------------------------------------------------------------------------------- the widget
 
     def _make_views(self) -> dict[str, MaskView]:
-        replay, maps = self.replay, words.named_maps(self.change, self.classes)
+        replay, maps = self.replay, self._maps
         common = {
             "width": self.width, "group": f"counterfactuals-{id(self)}", "num_stacks": replay.num_layers,
             "stack": replay.num_layers - 1,
@@ -282,9 +269,7 @@ class CounterfactualExplorer(ImageTool):
 
     def _show(self) -> None:
         """Bring pictures and words up to the last run."""
-        maps = words.named_maps(self.change, self.classes)
-        caption = words.change_caption(self.change, self.classes)
-        hidden = self.views["hidden"]
+        maps, hidden = self._maps, self.views["hidden"]
         masks = b"".join(stack.tobytes() for stack in words.hidden_stacks(self.output, self.order))
         with hidden.hold_sync():
             hidden.set_captions(words.hidden_captions(self.output, self.order, self.edits))
@@ -295,7 +280,7 @@ class CounterfactualExplorer(ImageTool):
             view = self.views[name]
             with view.hold_sync():
                 view.masks, view.table, view.names = shown.tobytes(), maps.table.tobytes(), maps.names
-                view.set_captions([[caption] if name == "difference" else []])
+                view.set_captions([[self._caption] if name == "difference" else []])
         self.edit_list.value = words.edits_as_html(self.edits, self.classes.names)
         self.status.value = f"computed in {1000 * self.seconds:.0f} ms"
         self.buttons["undo"].disabled = not self._history.can_undo
@@ -321,37 +306,23 @@ class CounterfactualExplorer(ImageTool):
 
     # --------------------------------------------------------------------------------------------------- to take away
 
-    def figure(self) -> Figure:
+    def figure(self) -> explore.plots.Figure:
         """A static figure: the result before and now, the pixels that changed, what every class gained or lost."""
-        from m2f_lab.explore import plots  # a second to import, and most explorers are never printed
-
-        replay, change = self.replay, self.change
-        title = words.edits_as_text(self.edits, self.classes.names)
-        return plots.label_change(replay.image, change.before, change.after, self.classes, title)
+        change, title = self.change, words.edits_as_text(self.edits, self.classes.names)
+        return explore.plots.label_change(self.image, change.before, change.after, self.classes, title)
 
     def _page_controls(self) -> list[ui.Control]:
         return [ui.Control("index", "result", HELP["result"], options=words.STATES), *super()._page_controls()]
 
-    @contextmanager
-    def _page_columns(self) -> Iterator[Columns]:
+    def _page_columns(self) -> list[MaskView]:
         """One picture that switches between before, now and difference."""
-        maps = words.named_maps(self.change, self.classes)
-        caption = words.change_caption(self.change, self.classes)
-        with off_page():
-            view = MaskView(
-                self.image, maps.maps, colors=maps.table, names=maps.names, index=words.NOW, width=720, title="Result",
-                captions=[[caption] * len(maps.maps)], opacity=self.opacity_slider.value, help=HELP["result"],
-            )  # fmt: skip
-        try:
-            yield [view]
-        finally:
-            view.close()
+        maps = self._maps
+        view = MaskView(
+            self.image, maps.maps, colors=maps.table, names=maps.names, index=words.NOW, width=720, title="Result",
+            captions=[[self._caption] * len(maps.maps)], opacity=self.opacity_slider.value, help=HELP["result"],
+        )  # fmt: skip
+        return [view]
 
     def _page_note(self) -> str:
         now = words.edits_as_text(self.edits, self.classes.names)
         return f"Now: {now}. Click the picture, then left and right arrows switch."
-
-
-def _label(text: str, tooltip: str) -> ipywidgets.Label:
-    """Before a choice; its own description would stand above it."""
-    return ipywidgets.Label(text, tooltip=tooltip)

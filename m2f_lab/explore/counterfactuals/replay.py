@@ -16,11 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from m2f_lab.data import Classes
@@ -30,18 +28,17 @@ from m2f_lab.explore.counterfactuals.edits import (
     Mute,
     PaintAttention,
     Unmask,
-    check_edit,
     class_number,
     first_layer,
 )
 from m2f_lab.explore.counterfactuals.label_change import LabelChange, compare_label_maps
 from m2f_lab.explore.parts.labels import known_classes
-from m2f_lab.explore.parts.reading import check_numbers, coverage_of, hidden_cells
+from m2f_lab.explore.parts.reading import AnyImage, check_numbers, coverage_of, hidden_cells
 from m2f_lab.inference import postprocess
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import evaluating, seen_by
 from m2f_lab.model import Mask2Former
-from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder
+from m2f_lab.model.transformer_decoder import TransformerDecoder
 from m2f_lab.structures import DecoderState, Output
 
 
@@ -60,7 +57,7 @@ class Replay:
     def __init__(
         self,
         model: Mask2Former,
-        image: str | Path | Image.Image | np.ndarray,
+        image: AnyImage,
         *,
         classes: Classes | None = None,
         shortest_edge: int | None = None,
@@ -92,7 +89,7 @@ class Replay:
             self._memory = self._decoder.prepare(levels, mask_features)
             self._sizes = images.shape[2:], padded.shape[2:]
             self._states: list[DecoderState] = self._decoder(self._memory)
-        self.output = self._output(self._states, self._memory)
+        self.output = self._output(self._states)
         self.classes = known_classes(model.classes if classes is None else classes, self.output.num_classes)
         check_numbers(self.output)
 
@@ -128,8 +125,22 @@ class Replay:
         return [tuple(self._memory.sizes[state.level]) for state in self._states[1:]]
 
     def _check(self, edit: Edit) -> None:
-        strides = [self._sizes[1][0] // height for height, _ in self._grids]
-        check_edit(edit, self.num_queries, self.classes.names, self._grids, strides)
+        """Check that an edit fits the model; see `run`."""
+        if not isinstance(edit, Edit):
+            raise TypeError(f"An edit is a Mute, ForceClass, PaintAttention or Unmask, got {type(edit).__name__}.")
+        query, layer = edit.query, first_layer(edit)
+        if query not in range(self.num_queries) and not (query is None and isinstance(edit, Unmask)):
+            raise ValueError(f"There is no query {query}; they are numbered 0…{self.num_queries - 1}.")
+        if layer is not None and layer not in range(1, self.num_layers + 1):
+            way_out = " To leave a query out of the result only, use from_layer=None." if isinstance(edit, Mute) else ""
+            raise ValueError(f"There is no layer {layer}; layers are numbered 1…{self.num_layers}.{way_out}")
+        if isinstance(edit, ForceClass):
+            class_number(edit.label, self.classes.names)
+        if isinstance(edit, PaintAttention) and edit.blocked.shape != (grid := self._grids[layer - 1]):
+            raise ValueError(
+                f"Layer {layer} looks at {grid[0]} × {grid[1]} cells of stride {self._sizes[1][0] // grid[0]}, padding "
+                f"included, but the painted map is {edit.blocked.shape[0]} × {edit.blocked.shape[1]}."
+            )
 
     def run(self, edits: Iterable[Edit] = (), *, attention_weights: bool = True) -> Output:
         """Run the decoder again, from the first layer that an edit changes.
@@ -144,7 +155,8 @@ class Replay:
             certainly no class, a mask of logit 0, and no part in any attention.
 
         Raises:
-            TypeError, ValueError: an edit does not fit (see `check_edit`), or no query would be left.
+            TypeError: something is no edit.
+            ValueError: there is no such query, layer or class, a painted map does not fit, or no query would be left.
         """
         edits = tuple(edits)
         for edit in edits:
@@ -161,7 +173,7 @@ class Replay:
             for edit in sorted(edits, key=lambda edit: isinstance(edit, Mute)):  # a muted query has no class
                 if isinstance(edit, (ForceClass, Mute)):
                     states = self._overrule(states, edit)
-            return self._output(states, self._memory)
+            return self._output(states)
 
     def hidden(self, layer: int, query: int, output: Output | None = None) -> np.ndarray:
         """Cells that a layer hides from a query, to paint on. bool [h, w]
@@ -234,8 +246,8 @@ class Replay:
             changed.append(state)
         return [*states[:first], *changed]
 
-    def _output(self, states: Sequence[DecoderState], memory: DecoderMemory) -> Output:
-        return self._model.output(states, memory, *self._sizes)
+    def _output(self, states: Sequence[DecoderState]) -> Output:
+        return self._model.output(states, self._memory, *self._sizes)
 
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
@@ -260,22 +272,14 @@ def _edited(
 
 def _spread(state: DecoderState, rows: Tensor, num_queries: int) -> DecoderState:
     """Put the rows of some queries among those of all; the others see nothing and are zero elsewhere."""
+    dims = {"positions": (-2,), "cross_attention": (2,), "self_attention": (2, 3)}  # dimension 1 of all others
 
-    def spread(values: Tensor | None, *dims: int, fill: float = 0) -> Tensor | None:
-        for dim in dims if values is not None else ():
+    def spread(name: str, values: Tensor) -> Tensor:
+        for dim in dims.get(name, (1,)):
             shape = [*values.shape]
             shape[dim] = num_queries
-            values = values.new_full(shape, fill).index_copy_(dim, rows, values)
+            values = values.new_full(shape, name == "blocked").index_copy_(dim, rows, values)
         return values
 
-    return DecoderState(
-        spread(state.queries, 1),
-        spread(state.class_logits, 1),
-        spread(state.embeddings, 1),
-        spread(state.positions, -2),
-        state.level,
-        spread(state.blocked, 1, fill=True),
-        spread(state.opened, 1),
-        spread(state.cross_attention, 2),
-        spread(state.self_attention, 2, 3),
-    )
+    fields = state._asdict().items()
+    return state._replace(**{name: spread(name, value) for name, value in fields if isinstance(value, Tensor)})

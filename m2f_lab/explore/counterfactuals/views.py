@@ -69,33 +69,23 @@ def change_caption(change: LabelChange, classes: Classes) -> Caption:
     """Number of changed pixels, and the gain or loss of every class, the largest first."""
     total = change.before.size
     before, now = change.pixels_before, change.pixels_after
-    present = np.flatnonzero(before + now)
-    order = present[np.argsort(-np.abs(now - before)[present], kind="stable")]
-    header = [
-        ("class", ""),
-        ("before", "Share of the image without any edit."),
-        ("now", "Share of the image with the edits."),
-        ("change", "In hundredths of the image."),
-    ]
-    rows = [
-        [
-            classes.names[k],
-            f"{100 * before[k] / total:.1f} %",
-            f"{100 * now[k] / total:.1f} %",
-            _signed(100 * (now - before)[k] / total),
-        ]
-        for k in order.tolist()
-    ]
+    columns = {
+        ("class", ""): classes.names,
+        ("before", "Share of the image without any edit."): [f"{100 * pixels / total:.1f} %" for pixels in before],
+        ("now", "Share of the image with the edits."): [f"{100 * pixels / total:.1f} %" for pixels in now],
+        ("change", "In hundredths of the image."): [_signed(100 * pixels / total) for pixels in now - before],
+    }
     if change.iou_before is not None:
-        header += [
-            ("IoU before", "Overlap with the truth: pixels in both, divided by pixels in either, in percent."),
-            ("IoU now", "The same with the edits. –: the truth holds no such class."),
-        ]
-        for row, k in zip(rows, order.tolist(), strict=True):
-            row += [_percent(change.iou_before[k]), _percent(change.iou_after[k])]
+        about = "Overlap with the truth: pixels in both, divided by pixels in either, in percent."
+        columns["IoU before", about] = map(_percent, change.iou_before)
+        columns["IoU now", "The same with the edits. –: the truth holds no such class."] = map(
+            _percent, change.iou_after
+        )
+    rows = list(zip(*columns.values(), strict=True))
+    order = np.argsort(-np.abs(now - before), kind="stable").tolist()
     return Caption(
         text=f"{change.num_changed} of {total} pixels changed ({100 * change.share_changed:.1f} %)",
-        table=Table(tuple(header), tuple(tuple(row) for row in rows)),
+        table=Table(tuple(columns), tuple(rows[k] for k in order if before[k] + now[k])),
     )
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
-from PIL import Image
 from torch import Tensor, nn
 
+from m2f_lab import explore
 from m2f_lab.explore.matching import views as words
 from m2f_lab.explore.matching.trace import (
     MatchedMasks,
@@ -25,7 +24,7 @@ from m2f_lab.explore.matching.trace import (
 )
 from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.labels import class_labels
-from m2f_lab.explore.parts.reading import Model
+from m2f_lab.explore.parts.reading import AnyImage, Model
 from m2f_lab.explore.parts.tool import ImageTool
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import look
@@ -34,9 +33,6 @@ from m2f_lab.recipes import ModelConfig
 from m2f_lab.references import resolve_loaded
 from m2f_lab.structures import Target
 from m2f_lab.training import Run
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.plots import Figure
 
 
 class MatchingExplorer(ImageTool):
@@ -62,16 +58,16 @@ class MatchingExplorer(ImageTool):
         "Click a row of the matrix to choose its segment. Then left and right arrows change the segment, up and down "
         "the layer, and digits the term."
     )
-
     HELD = ("traces", "_masks")
 
     layer = ui.Chosen("layer_slider", "The prediction that is shown: 0 is the learned queries', n that after layer n.")
     segment = ui.Chosen("segment_slider", "The number of the segment that is shown.")
+    query = ui.Chosen("query_menu", "The query in the second picture; None for each segment's runner-up.", none=True)
 
     def __init__(
         self,
         model: Model | Mapping[str, Model],
-        image: str | Path | Image.Image | np.ndarray,
+        image: AnyImage,
         target: Target | np.ndarray,
         *,
         criterion: Criterion | None = None,
@@ -112,7 +108,6 @@ class MatchingExplorer(ImageTool):
     def _build(self) -> None:
         trace, last = self.trace_of(), len(self.traces) - 1
         help_of, names = words.HELP, self.names
-        self._other: int | None = None
         self.cells = words.MatrixLayout(names, trace.num_queries)
         views = words.make_views(self.image, trace, self._masks[list(self.traces)[-1]], self.cells, self.width)
         tooltip = help_of["checkpoint"]
@@ -122,16 +117,17 @@ class MatchingExplorer(ImageTool):
             self.checkpoint_slider.layout.display = self.checkpoint_label.layout.display = "none"
         prediction = trace.num_predictions - 1
         self.layer_slider = ui.slider("prediction-slider", "layer", prediction, prediction, help_of["layer"])
-        steps = ui.stepper("segment", [(f"segment {n}", place) for place, n in enumerate(names)], help_of["segment"])
-        self.segment_slider, self.segment_menu = steps
+        segments = [(f"segment {name}", place) for place, name in enumerate(names)]
+        self.segment_slider = ui.Stepper("segment", segments, help_of["segment"])
+        self.segment_menu = self.segment_slider.menu
         self.term_menu = ui.menu("term-menu", "cost", words.matrices(trace), help_of["sum"])
-        queries = [("the runner-up", None), *((f"query {q}", q) for q in range(trace.num_queries))]
+        queries = ["the runner-up", *(f"query {query}" for query in range(trace.num_queries))]
         self.query_menu = ui.menu("other-query-menu", "compare", queries, help_of["rival"])
         self.opacity_slider = ui.opacity_slider(1.0)
         self.table = ipywidgets.HTML().add_class("m2f-over-training")
         self._assemble(
             [
-                ui.controls(self.checkpoint_slider, self.checkpoint_label, self.layer_slider, steps),
+                ui.controls(self.checkpoint_slider, self.checkpoint_label, self.layer_slider, self.segment_slider),
                 ui.controls(self.term_menu, self.query_menu, self.opacity_slider),
                 ui.pictures(views["choice"], views["rival"]),
                 views["matrix"],
@@ -143,13 +139,13 @@ class MatchingExplorer(ImageTool):
             f"{trace.num_predictions} predictions",
             moves=[
                 ui.Moves("stack", self.layer_slider),
-                ui.Moves("index", steps),
+                ui.Moves("index", self.segment_slider),
                 ui.Moves("channel", self.term_menu),
                 ui.Moves("opacity", self.opacity_slider, ("choice", "rival"), page=False),
             ],
         )
         views["matrix"].observe(self._on_click, "clicked")
-        self.query_menu.observe(self._on_query, "value")
+        self.query_menu.observe(lambda change: self._show_rival(), "value")
         self.checkpoint_slider.observe(lambda change: self._show(), "value")
         self.layer_slider.observe(lambda change: self._show_training(), "value")
         self._show()
@@ -158,7 +154,7 @@ class MatchingExplorer(ImageTool):
     def from_run(
         cls,
         run: Run | str | Path,
-        image: str | Path | Image.Image | np.ndarray,
+        image: AnyImage,
         target: Target | np.ndarray,
         build: Callable[[ModelConfig], nn.Module] | None = None,
         **options,
@@ -208,16 +204,6 @@ class MatchingExplorer(ImageTool):
         """The numbers that are shown."""
         return self.traces[self.checkpoint]
 
-    @property
-    def query(self) -> int | None:
-        """The query in the second picture; None for the runner-up of each segment."""
-        return self._other
-
-    @query.setter
-    def query(self, query: int | None) -> None:
-        ui.check_range("query", 0 if query is None else query, self.trace.num_queries)
-        self.query_menu.value = query
-
     # ----------------------------------------------------------------------------------------------------- the widget
 
     def _on_click(self, change: dict) -> None:
@@ -226,10 +212,6 @@ class MatchingExplorer(ImageTool):
             segment, query = self.cells.cell_at(*change["new"])
             if segment is not None and query is not None:
                 self.segment, self.query = segment, query
-
-    def _on_query(self, change: dict) -> None:
-        self._other = change["new"]
-        self._show_rival()
 
     def _show(self) -> None:
         """Show the model that is chosen."""
@@ -246,7 +228,7 @@ class MatchingExplorer(ImageTool):
         self._show_training()
 
     def _show_rival(self) -> None:
-        other, trace = self._other, self.trace
+        other, trace = self.query, self.trace
         queries = trace.runner_up if other is None else np.full_like(trace.chosen, other)
         title = "The segment and the runner-up" if other is None else f"The segment and query {other}"
         captions = words.rival_captions(trace, other)
@@ -256,7 +238,7 @@ class MatchingExplorer(ImageTool):
         if len(self.traces) > 1:
             self.table.value = words.over_training(self.traces, self.layer, self.names)
 
-    def figure(self, layer: int | None = None, checkpoint: str | None = None) -> Figure:
+    def figure(self, layer: int | None = None, checkpoint: str | None = None) -> explore.plots.Figure:
         """A static figure: the terms with choice and runner-up marked, the margins, and the assignment over
         all predictions.
 
@@ -264,11 +246,8 @@ class MatchingExplorer(ImageTool):
             layer: 0 is the learned queries', n after n layers; by default what is shown.
             checkpoint: name of a model; by default the one that is shown.
         """
-        from m2f_lab.explore import plots  # a second to import, and most tools are never printed
-
-        layer = self.layer if layer is None else layer
+        layer = MatchingExplorer.layer.checked(self, layer)
         trace = self.trace if checkpoint is None else self.trace_of(checkpoint)
-        ui.check_range("layer", layer, trace.num_predictions)
-        return plots.matching(
+        return explore.plots.matching(
             trace.terms, trace.chosen, trace.runner_up, trace.margin, self.names, layer, title=checkpoint or ""
         )

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from m2f_lab.data import Classes
 from m2f_lab.explore.matching.trace import NONE, MatchedMasks, MatchingTrace
-from m2f_lab.explore.parts.drawing import heat
+from m2f_lab.explore.parts.drawing import heat, label_table
 from m2f_lab.explore.parts.labels import percent, when
 from m2f_lab.explore.parts.mask_view import MaskView
 from m2f_lab.explore.parts.reading import kept_share
@@ -37,8 +38,8 @@ TERM_HELP = {
     "dice": "Cost of the mask: 1 minus twice the overlap by the sum of both areas, times its weight.",
 }
 
-PARTS = ("both", "only the segment", "only the query")
-_PART_COLORS = ((0, 158, 115), (86, 180, 233), (213, 94, 0))  # Okabe and Ito 2008
+# Values of `MatchedMasks.agreement` and their colours (Okabe and Ito 2008).
+PARTS = Classes(("both", "only the segment", "only the query"), ((0, 158, 115), (86, 180, 233), (213, 94, 0)))
 CHOICE, RUNNER_UP = ("the choice", "#0072B2"), ("the runner-up", "#CC79A7")
 
 _OUTSIDE, _CURSOR, _TOP = 254, 255, 253  # values of the matrix picture: no cell, the chosen row, the dearest cell
@@ -49,14 +50,6 @@ _DOT = 0.02
 def matrices(trace: MatchingTrace) -> tuple[str, ...]:
     """Names of the cost matrices, by channel of the picture."""
     return "sum", *trace.terms
-
-
-def part_table() -> np.ndarray:
-    """Colours of `MatchedMasks.agreement`. uint8 [256, 4]"""
-    table = np.zeros((256, 4), np.uint8)
-    for part, color in enumerate(_PART_COLORS):
-        table[part] = (*color, 190)
-    return table
 
 
 def cost_table() -> np.ndarray:
@@ -96,8 +89,10 @@ class MatrixLayout:
         picture = Image.new("RGB", (columns * self.cell, rows * _ROW), "white")
         draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
         for row, name in enumerate(self.names, start=1):
-            draw.text((6, row * _ROW + 3), _cut(name, draw, font, self.margin * self.cell - 12), "#1f2328", font)
-        every = next(step for step in (1, 2, 5, 10, 20, 50, 100) if step * self.cell >= 24 or step == 100)
+            shorter = (name[:length] + "…" for length in range(len(name) - 1, -1, -1))
+            fits = (text for text in (name, *shorter) if draw.textlength(text, font) <= self.margin * self.cell - 12)
+            draw.text((6, row * _ROW + 3), next(fits), "#1f2328", font)
+        every = next(step for step in (1, 2, 5, 10) if step * self.cell >= 24)
         for query in range(0, self.num_queries, every):
             x = (self.margin + query + 0.5) * self.cell
             draw.text((x, 4), str(query), "#57606a", font, anchor="ma")
@@ -162,7 +157,7 @@ def make_views(
     """
     empty = np.full((trace.num_segments, *masks.segments.shape[1:]), 255, np.uint8)
     last = trace.num_predictions - 1
-    common = {"colors": part_table(), "names": PARTS, "width": width, "opacity": 1.0, "stack": last,
+    common = {"colors": label_table(PARTS), "names": PARTS.names, "width": width, "opacity": 1.0, "stack": last,
               "num_channels": len(matrices(trace)), "group": f"matching-{id(trace)}"}  # fmt: skip
     canvas = layout.canvas()
     x, y = layout.center(0, 0)
@@ -182,7 +177,6 @@ def show_matrix(view: MaskView, trace: MatchingTrace, layout: MatrixLayout) -> N
     """Fill the picture of the cost matrix."""
     stacks, scales = matrix_stacks(trace, layout)
     with view.hold_sync():
-        view.shapes = [list(stack.shape) for stack in stacks]
         view.masks = b"".join(stack.tobytes() for stack in stacks)
         view.scales = scales.tobytes()
         view.set_marks(matrix_marks(trace, layout), [CHOICE, RUNNER_UP])
@@ -295,11 +289,3 @@ def over_training(traces: dict[str, MatchingTrace], prediction: int, names: list
         bold=changed,
     )
     return f"<b>Query of each segment over training, {when(prediction)}</b>{table._repr_html_()}"
-
-
-def _cut(name: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The beginning of a name that fits."""
-    short = name
-    while short and draw.textlength(short + ("…" if short != name else ""), font) > width:
-        short = short[:-1]
-    return short if short == name else short + "…"

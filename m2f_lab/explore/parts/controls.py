@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,11 +35,17 @@ class Control:
     first: int = 0
 
 
-class Stepper(NamedTuple):
-    """A slider through all places of a list, and a menu with their names that follows it."""
+class Stepper(ipywidgets.IntSlider):
+    """A slider through all places of a list, and a menu with their names that follows it.
 
-    slider: ipywidgets.IntSlider
-    menu: ipywidgets.Dropdown
+    Attributes:
+        menu: stands after the slider in a row of `controls`.
+    """
+
+    def __init__(self, name: str, options: Sequence[tuple[str, int]], tooltip: str) -> None:
+        super().__init__(0, 0, len(options) - 1, description=name, tooltip=tooltip, readout=False)
+        self.add_class(f"m2f-{name}-slider")
+        self.menu = menu(f"{name}-menu", "", options, tooltip)
 
 
 class Moves(NamedTuple):
@@ -47,41 +53,34 @@ class Moves(NamedTuple):
 
     Attributes:
         trait: of `MaskView`.
-        control: a widget or a Stepper.
+        control: a slider, menu or choice.
         views: names of the pictures that follow it; all of them by default.
         page: whether a saved page also has it.
     """
 
     trait: str
-    control: ipywidgets.Widget | Stepper
+    control: ipywidgets.Widget
     views: Sequence[str] | None = None
     page: bool = True
 
-    @property
-    def source(self) -> Trait:
-        """The value that pictures follow, counted from 0."""
-        widget = self.control.slider if isinstance(self.control, Stepper) else self.control
-        return widget, _place_trait(widget)
+    def pairs(self, views: Mapping[str, ipywidgets.Widget]) -> list[tuple[Trait, Trait]]:
+        """Links from the control to its menu and to the pictures."""
+        source = self.control, _place_trait(self.control)
+        menus = [(source, (self.control.menu, "index"))] if isinstance(self.control, Stepper) else []
+        names = views if self.views is None else self.views
+        return [*menus, *((source, (views[name], self.trait)) for name in names)]
 
     def on_page(self) -> Control:
         """The same control on a saved page."""
-        if isinstance(self.control, Stepper):
-            slider, widget = self.control
-        else:
-            slider = widget = self.control
+        widget = self.control
+        named = widget.menu if isinstance(widget, Stepper) else widget
+        what = self.trait, widget.description, widget.tooltip
         if isinstance(widget, ipywidgets.SelectionSlider):
-            return Control(
-                self.trait,
-                widget.description,
-                widget.tooltip,
-                high=len(widget.options) - 1,
-                first=int(widget.options[0]),
-            )
-        if isinstance(widget, ipywidgets.Dropdown):
-            names = [option if isinstance(option, str) else option[0] for option in widget.options]
-            options = tuple((name, place) for place, name in enumerate(names))
-            return Control(self.trait, slider.description, slider.tooltip, options=options)
-        return Control(self.trait, widget.description, widget.tooltip, None, widget.min, widget.max, widget.step)
+            return Control(*what, high=len(widget.options) - 1, first=int(widget.options[0]))
+        if isinstance(named, ipywidgets.Dropdown):
+            names = [option if isinstance(option, str) else option[0] for option in named.options]
+            return Control(*what, options=tuple((name, place) for place, name in enumerate(names)))
+        return Control(*what, None, widget.min, widget.max, widget.step)
 
 
 class Chosen:
@@ -91,13 +90,13 @@ class Chosen:
         control: the tool's attribute that holds the widget.
         doc: of the attribute.
         first: number of the first place.
-        all_first: the first place stands for all numbers together, which is None; the others count from 1.
+        none: what comes before the first place, such as all heads together, which is None.
         order: the tool's attribute that holds the number of each place, where they are sorted.
     """
 
-    def __init__(self, control: str, doc: str, *, first: int = 0, all_first: bool = False, order: str = "") -> None:
+    def __init__(self, control: str, doc: str, *, first: int = 0, none: bool = False, order: str = "") -> None:
         self.control, self.__doc__ = control, doc
-        self.first, self.all_first, self.order = first, all_first, order
+        self.first, self.none, self.order = first, none, order
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -106,20 +105,35 @@ class Chosen:
         if tool is None:
             return self
         widget = getattr(tool, self.control)
-        place = getattr(widget, _place_trait(widget))
+        place = getattr(widget, _place_trait(widget)) - self.none
         if self.order:
             return int(getattr(tool, self.order)[place])
-        return None if self.all_first and place == 0 else place + self.first
+        return None if place < 0 else place + self.first
 
     def __set__(self, tool: ipywidgets.Widget, number: int | None) -> None:
         widget = getattr(tool, self.control)
-        count = len(widget.options) if _place_trait(widget) == "index" else widget.max + 1
-        if number is not None or not self.all_first:
-            check_range(self.name, number, count - self.all_first, self.first + self.all_first)
-        place = (number or 0) - self.first
+        if number is not None or not self.none:
+            self._check(tool, number)
+        place = 0 if number is None else number - self.first + self.none
         if self.order:
             place = list(getattr(tool, self.order)).index(number)
         setattr(widget, _place_trait(widget), place)
+
+    def checked(self, tool: ipywidgets.Widget, number: int | None) -> int | None:
+        """A number that is asked for, or the one that the control is at where none is.
+
+        Raises:
+            ValueError: the control has no such number.
+        """
+        if number is None:
+            return self.__get__(tool)
+        self._check(tool, number)
+        return number
+
+    def _check(self, tool: ipywidgets.Widget, number: int) -> None:
+        widget = getattr(tool, self.control)
+        count = len(widget.options) if _place_trait(widget) == "index" else widget.max + 1
+        check_range(self.name, number, count - self.none, self.first)
 
 
 def _place_trait(widget: ipywidgets.Widget) -> str:
@@ -166,14 +180,6 @@ def layer_slider(label: str, num_layers: int, tooltip: str) -> ipywidgets.Select
     return made.add_class("m2f-layer-slider")
 
 
-def stepper(name: str, options: Sequence[tuple[str, int]], tooltip: str) -> Stepper:
-    """A slider and a menu of the same things."""
-    return Stepper(
-        slider(f"{name}-slider", name, 0, len(options) - 1, tooltip, readout=False),
-        menu(f"{name}-menu", "", options, tooltip),
-    )
-
-
 def menu(name: str, label: str, options: Sequence, tooltip: str, **traits) -> ipywidgets.Dropdown:
     """A menu; `options` are texts or (text, value)."""
     made = ipywidgets.Dropdown(options=options, description=label, tooltip=tooltip, **traits)
@@ -205,7 +211,7 @@ def controls(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
     """A row of controls; it wraps where the page is narrow."""
     flat = []
     for widget in widgets:
-        flat += widget if isinstance(widget, Stepper) else [widget]
+        flat += [widget, widget.menu] if isinstance(widget, Stepper) else [widget]
     return ipywidgets.HBox(flat).add_class("m2f-controls")
 
 

@@ -6,14 +6,13 @@ N masks, h/w height/width of the masks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import traitlets
-from PIL import Image
 
 from m2f_lab.explore.parts.assets import module
 from m2f_lab.explore.parts.mask_view import MaskView
+from m2f_lab.explore.parts.reading import AnyImage
 
 
 class MaskGrid(MaskView):
@@ -34,7 +33,7 @@ class MaskGrid(MaskView):
 
     def __init__(
         self,
-        image: str | Path | Image.Image | np.ndarray,
+        image: AnyImage,
         masks: np.ndarray | Sequence[np.ndarray],
         *,
         labels: Sequence[Sequence[str]] = (),

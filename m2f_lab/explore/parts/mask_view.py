@@ -26,6 +26,7 @@ from m2f_lab.explore.parts.assets import deflated, module, style
 from m2f_lab.explore.parts.controls import Control
 from m2f_lab.explore.parts.drawing import TABLES, composite, to_png, to_uint8
 from m2f_lab.explore.parts.pages import save_page
+from m2f_lab.explore.parts.reading import AnyImage
 from m2f_lab.explore.parts.table import Caption
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 
@@ -131,7 +132,7 @@ class MaskView(anywidget.AnyWidget):
 
     def __init__(
         self,
-        image: str | Path | Image.Image | np.ndarray,
+        image: AnyImage,
         masks: np.ndarray | Iterable[np.ndarray],
         *,
         colors: str | np.ndarray = "mask",
@@ -298,17 +299,13 @@ class MaskView(anywidget.AnyWidget):
         state = {name: getattr(self, name) for name in sorted(names) if not name.startswith("_")}
         return state | {"masks": deflated(self.masks), "brush": 0, "bound_keys": []}
 
-    def page_controls(self) -> list[Control]:
-        """Sliders for stacks, masks and channels, where there is more than one, and for the opacity."""
+    def save_html(self, path: str | Path, title: str = "masks") -> None:
+        """Write one self-contained page that scrubs, hovers and picks without a network or a kernel."""
         counts = (len(self.shapes), *(max(shape[axis] for shape in self.shapes) for axis in (0, 1)))
         names = (("stack", "stack"), ("index", "mask"), ("channel", "channel"))
         sliders = [Control(*name, high=count - 1) for name, count in zip(names, counts, strict=True) if count > 1]
-        return [*sliders, Control("opacity", "opacity", step=0.05)]
-
-    def save_html(self, path: str | Path, title: str = "masks") -> None:
-        """Write one self-contained page that scrubs, hovers and picks without a network or a kernel."""
-        note = "Click the picture, then use the arrow keys."
-        save_page(path, [self], controls=self.page_controls(), title=title, note=note)
+        controls = [*sliders, Control("opacity", "opacity", step=0.05)]
+        save_page(path, [self], controls=controls, title=title, note="Click the picture, then use the arrow keys.")
 
     def __repr__(self) -> str:
         masks = f"{max(shape[0] for shape in self.shapes)} masks"

@@ -8,14 +8,18 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from m2f_lab.structures import Output, sample_points
 
 Model = Callable[..., Output]
+AnyImage = str | Path | Image.Image | np.ndarray
+"""A path, a PIL image or RGB uint8 [H, W, 3]."""
 
 
 def constant_model(output: Output) -> Model:

@@ -5,27 +5,23 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
-from PIL import Image
 
 from m2f_lab.data import Classes
-from m2f_lab.explore.parts.controls import Control, Moves, Stepper, Trait
+from m2f_lab.explore.parts.controls import Control, Moves, Trait
 from m2f_lab.explore.parts.links import Links
-from m2f_lab.explore.parts.pages import save_page
-from m2f_lab.explore.parts.reading import Model, constant_model
+from m2f_lab.explore.parts.mask_view import MaskView
+from m2f_lab.explore.parts.pages import off_page, save_page
+from m2f_lab.explore.parts.reading import AnyImage, Model, constant_model
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.structures import Output
 
-if TYPE_CHECKING:
-    from m2f_lab.explore.parts.mask_view import MaskView
-
-Columns = Sequence["MaskView | Sequence[MaskView]"]
+Columns = Sequence[MaskView | Sequence[MaskView]]
 """Pictures of a saved page from left to right; a list of pictures stands one below the other."""
 
 
@@ -67,7 +63,7 @@ class Tool(ipywidgets.VBox):
         """
         self.views = views
         self._summary, self._moves = summary, moves
-        pairs = [*_pairs_of(moves, views), *links]
+        pairs = [*(pair for move in moves for pair in move.pairs(views)), *links]
         self._links = (Links(pairs),) if pairs else ()
         super().__init__(list(rows))
         self.add_class("m2f-explorer").add_class(f"m2f-{name}")
@@ -87,24 +83,25 @@ class Tool(ipywidgets.VBox):
         """
         self.update()
         controls = self._page_controls()
-        linked = dict.fromkeys([*(control.trait for control in controls), *self.LINKED])
-        with self._page_columns() as columns:
+        linked = tuple(dict.fromkeys([*(control.trait for control in controls), *self.LINKED]))
+        with off_page():
+            columns = self._page_columns()
+        try:
             save_page(
-                path,
-                columns,
-                controls=controls,
-                linked=tuple(linked),
-                title=title or self.TITLE,
-                note=self._page_note(),
+                path, columns, controls=controls, linked=linked, title=title or self.TITLE, note=self._page_note()
             )
+        finally:
+            for column in columns:
+                for view in column if isinstance(column, Sequence) else [column]:
+                    if view not in self.views.values():
+                        view.close()
 
     def _page_controls(self) -> list[Control]:
         return [move.on_page() for move in self._moves if move.page]
 
-    @contextmanager
-    def _page_columns(self) -> Iterator[Columns]:
-        """Pictures of a saved page, for as long as it is written."""
-        yield list(self.views.values())
+    def _page_columns(self) -> Columns:
+        """Pictures of a saved page. Those that are made for it, which no browser is told of, are closed afterwards."""
+        return list(self.views.values())
 
     def _page_note(self) -> str:
         """One line below the title."""
@@ -116,14 +113,12 @@ class Tool(ipywidgets.VBox):
             setattr(self, name, None)
         if self.comm is None:  # closed already, or never shown
             return
-        for widget in [*self._links, *self.views.values(), *_descendants(self)]:
-            _close(widget)
+        *others, _ = [part for widget in (*self._links, *self.views.values(), self) for part in _parts(widget)]
+        for widget in others:
+            widget.close()
         self.children = ()
         self._links, self.views, self._moves = (), {}, ()
-        parts = _parts(self)
         super().close()
-        for part in parts:
-            part.close()
         gc.collect()  # callbacks hold cycles
         trim_heap()
 
@@ -155,7 +150,7 @@ class ImageTool(Tool):
     def __init__(
         self,
         model: Model | Mapping[str, Model],
-        image: str | Path | Image.Image | np.ndarray,
+        image: AnyImage,
         *,
         classes: Classes | None = None,
         shortest_edge: int | None = None,
@@ -231,31 +226,11 @@ def trim_heap() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _pairs_of(moves: Sequence[Moves], views: Mapping[str, MaskView]) -> list[tuple[Trait, Trait]]:
-    """The links of all controls."""
-    pairs = []
-    for move in moves:
-        if isinstance(move.control, Stepper):
-            pairs.append((move.source, (move.control.menu, "index")))
-        names = views if move.views is None else move.views
-        pairs += [(move.source, (views[name], move.trait)) for name in names]
-    return pairs
-
-
-def _descendants(box: ipywidgets.Box) -> list[ipywidgets.Widget]:
-    found = []
-    for child in box.children:
-        found += [child, *(_descendants(child) if isinstance(child, ipywidgets.Box) else [])]
-    return found
-
-
-def _close(widget: ipywidgets.Widget) -> None:
-    """Close a widget and its layout and style, which it would leave open."""
-    for part in _parts(widget):
-        part.close()
-    widget.close()
-
-
-def _parts(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
-    found = [getattr(widget, name, None) for name in ("layout", "style")]
-    return [part for part in found if isinstance(part, ipywidgets.Widget)]
+def _parts(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    """All widgets inside a widget, their layouts and styles, which closing them would leave open, and itself."""
+    for child in getattr(widget, "children", ()):
+        yield from _parts(child)
+    for part in (getattr(widget, name, None) for name in ("layout", "style")):
+        if isinstance(part, ipywidgets.Widget):
+            yield part
+    yield widget

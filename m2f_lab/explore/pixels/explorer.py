@@ -5,27 +5,23 @@ Q queries, K classes, H/W height/width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from m2f_lab import explore
 from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.drawing import label_table
 from m2f_lab.explore.parts.labels import Labels, class_labels, known_classes
 from m2f_lab.explore.parts.mask_view import MaskView
 from m2f_lab.explore.parts.reading import Model, check_numbers, nearest_cells
 from m2f_lab.explore.parts.table import Caption, Table
-from m2f_lab.explore.parts.tool import Columns, ImageTool
+from m2f_lab.explore.parts.tool import ImageTool
 from m2f_lab.explore.pixels.ledger import Ledger, ledger_at, mask_probability_rows
 from m2f_lab.inference.postprocess import semantic_rows
 from m2f_lab.inference.predict import look
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.plots import Figure
-    from m2f_lab.inference.rows import Rows
+from m2f_lab.inference.rows import Rows
 
 COLUMNS = 4  # a table shows this many classes, those with the highest scores
 ROWS = 8  # queries in a figure, and in the tables of a saved page
@@ -125,19 +121,17 @@ class PixelExplorer(ImageTool):
             view.clicked = [x, y]
         return self.ledger
 
-    def figure(self, x: int | None = None, y: int | None = None) -> Figure:
+    def figure(self, x: int | None = None, y: int | None = None) -> explore.plots.Figure:
         """A static figure: the map, and bars of what the queries give to the pixel's classes.
 
         Args:
             x, y: the pixel; by default the one that was clicked last, or the middle of the image.
         """
-        from m2f_lab.explore import plots  # a second to import, and most tools are never printed
-
         if x is None or y is None:
             height, width = self.label_map.shape
             x, y = (self.ledger.x, self.ledger.y) if self.ledger else (width // 2, height // 2)
         shares = self._ledger_at(x, y).shares
-        return plots.pixel_ledger(self.image, self.label_map, self.classes, shares, (x, y), count=ROWS)
+        return explore.plots.pixel_ledger(self.image, self.label_map, self.classes, shares, (x, y), count=ROWS)
 
     @property
     def _page_places(self) -> tuple[np.ndarray, np.ndarray]:
@@ -148,15 +142,15 @@ class PixelExplorer(ImageTool):
         rows, columns = map(len, self._page_places)
         return f"Click a picture. This page knows the ledgers of {rows} × {columns} pixels; the nearest answers."
 
-    @contextmanager
-    def _page_columns(self) -> Iterator[Columns]:
+    def save_html(self, path: str | Path, title: str | None = None) -> None:
+        """Write one self-contained page, as `Tool.save_html` does; the second picture tells the ledgers of the page."""
         rows, columns = self._page_places
         notes = [[note_of(self._ledger_at(x, y), self.labels, ROWS)] for y in rows.tolist() for x in columns.tolist()]
         view = self.views["score"]
         kept, clicked = view.notes, view.clicked
         view.set_notes(notes, places=(len(rows), len(columns)))
         try:
-            yield list(self.views.values())
+            super().save_html(path, title)
         finally:
             with view.hold_sync():
                 view.places, view.notes, view.clicked = [1, 1], kept, clicked

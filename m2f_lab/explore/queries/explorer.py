@@ -5,23 +5,16 @@ One forward pass, then everything is in the browser: no control waits for the ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 import ipywidgets
 
+from m2f_lab import explore
 from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.labels import class_labels, percent, query_options
 from m2f_lab.explore.parts.reading import Model, attention_option, nearest, rank_queries, top_classes
 from m2f_lab.explore.parts.tool import Columns, ImageTool
-from m2f_lab.explore.queries.trace import trace_queries
+from m2f_lab.explore.queries.trace import QueryTrace, trace_queries
 from m2f_lab.explore.queries.views import make_views
 from m2f_lab.inference.predict import look
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.plots import Figure
-    from m2f_lab.explore.queries.trace import QueryTrace
 
 HELP = {
     "layer": "Decoder layers refine the queries one after the other. 0: the learned queries, before any layer. "
@@ -54,11 +47,11 @@ class QueryExplorer(ImageTool):
         "down the layer, and digits the attention head."
     )
 
-    query = ui.Chosen("query_slider", "The number of the query that is shown.", order="order")
     HELD = ("trace",)
 
+    query = ui.Chosen("query_slider", "The number of the query that is shown.", order="order")
     layer = ui.Chosen("layer_slider", "The prediction that is shown: 0 is the learned queries', n that after layer n.")
-    head = ui.Chosen("head_menu", "The attention head that is shown, from 1; None for their mean.", all_first=True)
+    head = ui.Chosen("head_menu", "The attention head that is shown, from 1; None for their mean.", first=1, none=True)
 
     def _read(self, models: dict[str, Model], edges: dict[str, int | None]) -> None:
         (model,) = models.values()
@@ -74,8 +67,8 @@ class QueryExplorer(ImageTool):
             value=last, min=0, max=last, interval=800, show_repeat=False, tooltip="Run through all layers"
         ).add_class("m2f-play")
         options = query_options(trace.class_probabilities[-1], self.order, self.labels)
-        steps = ui.stepper("query", options, HELP["query"])
-        self.query_slider, self.query_menu = steps
+        self.query_slider = ui.Stepper("query", options, HELP["query"])
+        self.query_menu = self.query_slider.menu
         self.head_menu = ui.head_menu(trace.num_heads, f"mean of {trace.num_heads} heads")
         self.opacity_slider = ui.opacity_slider(0.7)
         self.threshold_slider = ui.share_slider("threshold-slider", "cut at", 0.0, HELP["threshold"])
@@ -83,7 +76,7 @@ class QueryExplorer(ImageTool):
         heads = [self.head_menu] if trace.attention else []
         self._assemble(
             [
-                ui.controls(self.layer_slider, self.play, steps),
+                ui.controls(self.layer_slider, self.play, self.query_slider),
                 ui.controls(self.opacity_slider, self.threshold_slider, *heads),
                 *(ipywidgets.HTML(f"<i>{sentence}</i>") for sentence in trace.missing),
                 ui.pictures(views["mask"], [views[name] for name in large[1:]]),
@@ -94,7 +87,7 @@ class QueryExplorer(ImageTool):
             counts=f"{trace.num_queries} queries, {trace.num_predictions} predictions",
             moves=[
                 ui.Moves("stack", self.layer_slider),
-                ui.Moves("index", steps),
+                ui.Moves("index", self.query_slider),
                 *(ui.Moves("channel", menu, large) for menu in heads),
                 ui.Moves("opacity", self.opacity_slider, large),
                 ui.Moves("threshold", self.threshold_slider, ("mask", "grid"), page=False),
@@ -102,7 +95,9 @@ class QueryExplorer(ImageTool):
             links=[((self.layer_slider, "value"), (self.play, "value"))],
         )
 
-    def figure(self, layer: int | None = None, query: int | None = None, head: int | None = None) -> Figure:
+    def figure(
+        self, layer: int | None = None, query: int | None = None, head: int | None = None
+    ) -> explore.plots.Figure:
         """A static figure: the mask before a layer, the cells it hid, where it looked, the mask after it.
 
         Args:
@@ -110,21 +105,16 @@ class QueryExplorer(ImageTool):
             query: by default the one that is shown now.
             head: from 1; by default the one that is shown now.
         """
-        from m2f_lab.explore import plots  # a second to import, and most explorers are never printed
-
-        layer, query = self.layer if layer is None else layer, self.query if query is None else query
-        head = self.head if head is None else head
+        layer = QueryExplorer.layer.checked(self, layer)
+        query = QueryExplorer.query.checked(self, query)
+        head = QueryExplorer.head.checked(self, head)
         trace, size = self.trace, self.image.shape[:2]
-        ui.check_range("layer", layer, trace.num_predictions)
-        ui.check_range("query", query, trace.num_queries)
-        if head is not None:
-            ui.check_range("head", head, trace.num_heads, first=1)
         label, probability = top_classes(trace.class_probabilities[layer, query], 1)[0]
         title = f"Query {query}, layer {layer}: {self.labels[label][0]} {percent(probability)}"
         if layer == 0 or not trace.attention:
-            return plots.masks(self.image, trace.masks[layer, query][None], [title], width=4.0)
+            return explore.plots.masks(self.image, trace.masks[layer, query][None], [title], width=4.0)
         weights = trace.attention[layer - 1][query]
-        return plots.attention(
+        return explore.plots.attention(
             self.image,
             trace.masks[layer - 1, query],
             nearest(trace.blocked[layer - 1][query], size, trace.coverage),
@@ -133,7 +123,6 @@ class QueryExplorer(ImageTool):
             title=f"{title} (the fallback opened every cell)" if trace.opened[layer - 1, query] else title,
         )
 
-    @contextmanager
-    def _page_columns(self) -> Iterator[Columns]:
+    def _page_columns(self) -> Columns:
         mask, *small, grid = self.views.values()
-        yield [mask, small, grid]
+        return [mask, small, grid]

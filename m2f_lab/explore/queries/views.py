@@ -39,61 +39,34 @@ NOT_YET = "No layer has looked at the image yet."
 
 def mask_captions(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[list[Caption]]:
     """Likeliest classes of a query as bars. L × Q"""
-    last = trace.num_predictions - 1
-    captions = []
-    for layer, probabilities in enumerate(trace.class_probabilities):
-        moment = f"{when(layer)} of {last}" if layer else f"{when(layer)}: the learned query itself"
-        captions.append(
-            [
-                Caption(
-                    text=f"Query {query}, {moment}",
-                    bars=tuple(
-                        (labels[label][0], round(value, 4), labels[label][1])
-                        for label, value in top_classes(probabilities[query])
-                    ),
-                )
-                for query in order.tolist()
-            ]
-        )
-    return captions
+
+    def caption(layer: int, query: int) -> Caption:
+        moment = f"{when(layer)} of {trace.num_predictions - 1}" if layer else f"{when(0)}: the learned query itself"
+        likeliest = ((*labels[k], value) for k, value in top_classes(trace.class_probabilities[layer, query]))
+        bars = tuple((name, round(value, 4), color) for name, color, value in likeliest)
+        return Caption(f"Query {query}, {moment}", bars=bars)
+
+    return [[caption(layer, query) for query in order.tolist()] for layer in range(trace.num_predictions)]
 
 
 def before_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
     """Number of the prediction that the mask before belongs to. L × Q"""
-    texts = [
-        NOT_YET,
-        "The learned query's own mask",
-        *(when(n).capitalize() for n in range(1, trace.num_predictions - 1)),
-    ]
+    later = (when(prediction).capitalize() for prediction in range(1, trace.num_predictions - 1))
+    texts = [NOT_YET, "The learned query's own mask", *later]
     return [[Caption(text)] * len(order) for text in texts[: trace.num_predictions]]
 
 
-def blocked_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
-    """Cells that a layer hid from a query, and a warning where the fallback opened its row. L × Q"""
-    captions = [[Caption(NOT_YET)] * len(order)]
-    for layer, (blocked, opened) in enumerate(zip(trace.blocked, trace.opened, strict=True), start=1):
+def layer_captions(trace: QueryTrace, order: np.ndarray) -> tuple[list[list[Caption]], list[list[Caption]]]:
+    """Cells that a layer hid, with a warning where the fallback opened its row; the grid that it saw. L × Q each"""
+    hidden, grids = ([[Caption(NOT_YET)] * len(order)] for _ in range(2))
+    layers = zip(trace.blocked, trace.opened[:, order], trace.strides, strict=True)
+    for layer, (blocked, opened, stride) in enumerate(layers, start=1):
         height, width = blocked.shape[1:]
-        hidden = blocked.sum(axis=(1, 2))
-        captions.append(
-            [
-                Caption(
-                    text=f"Layer {layer}: {hidden[query]} of {height * width} cells hidden",
-                    warning=OPENED if opened[query] else "",
-                )
-                for query in order.tolist()
-            ]
-        )
-    return captions
-
-
-def attention_captions(trace: QueryTrace, order: np.ndarray) -> list[list[Caption]]:
-    """The grid that a layer attended to. L × Q"""
-    captions = [[Caption(NOT_YET)] * len(order)]
-    for layer, (blocked, stride) in enumerate(zip(trace.blocked, trace.strides, strict=True), start=1):
-        height, width = blocked.shape[1:]
-        text = f"Layer {layer}: {height} × {width} cells, stride {stride}"
-        captions.append([Caption(text)] * len(order))
-    return captions
+        counts = blocked[order].sum(axis=(1, 2))
+        texts = (f"Layer {layer}: {count} of {height * width} cells hidden" for count in counts)
+        hidden.append([Caption(text, OPENED if fell else "") for text, fell in zip(texts, opened, strict=True)])
+        grids.append([Caption(f"Layer {layer}: {height} × {width} cells, stride {stride}")] * len(order))
+    return hidden, grids
 
 
 def grid_labels(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[list[str]]:
@@ -111,13 +84,12 @@ def grid_labels(trace: QueryTrace, order: np.ndarray, labels: Labels) -> list[li
 def grid_orders(trace: QueryTrace, order: np.ndarray) -> dict[str, list[int]]:
     """Places in the given order, sorted by the last prediction's score, class or area. Q each"""
     probabilities, masks = trace.class_probabilities[-1, order], trace.masks[-1, order]
-    likeliest = probabilities.argmax(axis=1)  # "no object" comes last
-    area = (masks > 0.5).mean(axis=(1, 2))
-    return {
-        "score": list(range(len(order))),
-        "class": np.lexsort((np.arange(len(order)), likeliest)).tolist(),
-        "area": np.argsort(-area, kind="stable").tolist(),
+    sorted_by = {
+        "score": np.arange(len(order)),
+        "class": probabilities.argmax(axis=1),  # "no object" comes last
+        "area": -(masks > 0.5).mean(axis=(1, 2)),
     }
+    return {name: np.argsort(key, kind="stable").tolist() for name, key in sorted_by.items()}
 
 
 def pooled(masks: np.ndarray, cells: int) -> np.ndarray:
@@ -129,19 +101,13 @@ def pooled(masks: np.ndarray, cells: int) -> np.ndarray:
 def attention_pooling(trace: QueryTrace, max_bytes: int = MAX_ATTENTION_BYTES) -> list[int]:
     """Factor by which each layer's attention is pooled so that all of it stays below a number of bytes. N"""
     factors = [1] * len(trace.attention)
-
-    def sizes() -> list[int]:
-        return [
-            weights.size // weights.shape[1] * (weights.shape[1] + 1) // factor**2
-            for weights, factor in zip(trace.attention, factors, strict=True)
-        ]
-
-    while sum(sizes()) > max_bytes:
-        largest = max(range(len(factors)), key=lambda layer: sizes()[layer])
-        height, width = trace.attention[largest].shape[2:]
-        if height % (2 * factors[largest]) or width % (2 * factors[largest]):
+    sizes = [weights.size // weights.shape[1] * (weights.shape[1] + 1) for weights in trace.attention]
+    while sum(sizes) > max_bytes:
+        largest = int(np.argmax(sizes))
+        if any(edge % (2 * factors[largest]) for edge in trace.attention[largest].shape[2:]):
             break
         factors[largest] *= 2
+        sizes[largest] //= 4
     return factors
 
 
@@ -169,6 +135,7 @@ def make_views(
         "contour": 0.5,
     }  # fmt: skip
     small = common | {"width": (width - 18) // 2}
+    hidden, grids = layer_captions(trace, order)
     views = {
         "mask": MaskView(
             image, list(trace.masks[:, order]), captions=mask_captions(trace, order, labels), width=width,
@@ -182,13 +149,13 @@ def make_views(
     if trace.blocked:
         views["blocked"] = MaskView(
             image, [nothing, *(blocked[order] for blocked in trace.blocked)], colors="blocked", smooth=False,
-            captions=blocked_captions(trace, order), coverage=trace.coverage, words=("visible", "hidden"),
+            captions=hidden, coverage=trace.coverage, words=("visible", "hidden"),
             title="What it may not see", help=HELP["blocked"], **small,
         )  # fmt: skip
     if trace.attention:
         views["attention"] = MaskView(
             image, _attention_stacks(trace, order), colors="heat", relative=True, smooth=False,
-            captions=attention_captions(trace, order), coverage=trace.coverage, readout="{percent} of the attention",
+            captions=grids, coverage=trace.coverage, readout="{percent} of the attention",
             unit="of the attention, per cell", title="Where it looks", help=HELP["attention"],
             **small | {"contour": 0.0},
         )  # fmt: skip

@@ -5,21 +5,16 @@ A click asks the kernel, which knows the points of all positions; layers and hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from m2f_lab import explore
 from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.pages import off_page
 from m2f_lab.explore.parts.reading import Model
-from m2f_lab.explore.parts.tool import Columns, ImageTool
-from m2f_lab.explore.sampling.trace import STRIDES, SamplingPoints, SamplingTrace, trace_sampling
-from m2f_lab.explore.sampling.views import answer_everywhere, answer_place, reach_maps
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.plots import Figure
+from m2f_lab.explore.parts.tool import ImageTool
+from m2f_lab.explore.sampling.trace import STRIDES, SamplingPoints, SamplingTrace, level_of, trace_sampling
+from m2f_lab.explore.sampling.views import answer, reach_maps
 
 HELP = {
     "picture": "The pixel decoder lets every position look at a few points of each of its three levels. Click a place "
@@ -54,7 +49,7 @@ class SamplingExplorer(ImageTool):
     HELD = ("traces",)
 
     layer = ui.Chosen("layer_slider", "The encoder layer that is shown, from 1.", first=1)
-    head = ui.Chosen("head_menu", "The attention head that is shown, from 1; None for all of them.", all_first=True)
+    head = ui.Chosen("head_menu", "The attention head that is shown, from 1; None for all.", first=1, none=True)
 
     def _read(self, models: dict[str, Model], edges: dict[str, int | None]) -> None:
         self.traces: dict[str, SamplingTrace] = {
@@ -107,9 +102,8 @@ class SamplingExplorer(ImageTool):
 
     @pixel.setter
     def pixel(self, pixel: tuple[int, int]) -> None:
-        height, width = self.image.shape[:2]
-        ui.check_range("column", pixel[0], width)
-        ui.check_range("row", pixel[1], height)
+        ui.check_range("column", pixel[0], self.image.shape[1])
+        ui.check_range("row", pixel[1], self.image.shape[0])
         if tuple(pixel) != self._pixel:
             self._pixel = (int(pixel[0]), int(pixel[1]))
             self._answer()
@@ -121,9 +115,7 @@ class SamplingExplorer(ImageTool):
 
     @stride.setter
     def stride(self, stride: int) -> None:
-        if stride not in STRIDES:
-            raise ValueError(f"stride must be one of {', '.join(map(str, STRIDES))}, got {stride}.")
-        self.level_menu.value = stride
+        self.level_menu.index = level_of(stride)
 
     def points(self, name: str | None = None) -> SamplingPoints:
         """The points that are shown: of the position at `pixel` on the level of `stride`.
@@ -138,16 +130,17 @@ class SamplingExplorer(ImageTool):
 
     # ---------------------------------------------------------------------------------------------------- the widget
 
-    def _make_views(self, strides: Sequence[int]) -> dict[str, MaskView]:
+    def _make_views(self, strides: Sequence[int], **traits) -> dict[str, MaskView]:
         """Pictures without points yet; below them lies how far every position of these levels reads."""
+        traits = {"opacity": 0.0, "stack": self._trace.num_layers - 1, "index": len(strides) - 1} | traits
         return {
             name: MaskView(
                 self.image, (reach_maps(trace, layer, strides) for layer in range(1, trace.num_layers + 1)),
-                colors="heat", relative=True, smooth=False, width=self.width, group=f"sampling-{id(self)}", opacity=0.0,
+                colors="heat", relative=True, smooth=False, width=self.width, group=f"sampling-{id(self)}",
                 coverage=tuple(p / i for p, i in zip(trace.padded_size[::-1], trace.image_size[::-1], strict=True)),
                 clicked=list(self._pixel), title=name or self.TITLE, help=HELP["picture"],
                 readout="reads {percent} of the diagonal away", unit="reach, of the diagonal",
-                stack=trace.num_layers - 1, index=len(strides) - 1,
+                **traits,
             )
             for name, trace in self.traces.items()
         }  # fmt: skip
@@ -161,34 +154,30 @@ class SamplingExplorer(ImageTool):
         for name, view in self.views.items():
             with view.hold_sync():
                 view.clicked = list(self._pixel)
-                answer_place(view, self.points(name))
+                answer(view, [[self.points(name)]])
 
-    def figure(self, layers: Sequence[int] | None = None, head: int | None = None) -> Figure:
+    def figure(self, layers: Sequence[int] | None = None, head: int | None = None) -> explore.plots.Figure:
         """A static figure of the place and the level that are shown: a row per model, a column per layer.
 
         Args:
             layers: from 1; by default the one that is shown.
             head: from 1; by default the one that is shown.
         """
-        from m2f_lab.explore import plots  # a second to import, and most tools are never printed
-
-        layers, head = [self.layer] if layers is None else layers, self.head if head is None else head
+        layers, head = [self.layer] if layers is None else layers, SamplingExplorer.head.checked(self, head)
         if len(layers) == 0:
             raise ValueError(f"layers is empty; name at least one of 1…{self._trace.num_layers}, or None.")
-        if head is not None:
-            ui.check_range("head", head, self._trace.num_heads, first=1)
         heads = slice(None) if head is None else slice(head - 1, head)
         panels = {}
         for name in self.traces:
             sampled = self.points(name)
             for layer in layers:
-                ui.check_range("layer", layer, self._trace.num_layers, first=1)
+                SamplingExplorer.layer.checked(self, layer)
                 title = f"{name}, layer {layer}" if name else f"layer {layer}"
                 panels[title if head is None else f"{title}, head {head}"] = (
                     sampled.location, sampled.points[layer - 1, heads], sampled.weights[layer - 1, heads],
                 )  # fmt: skip
         # A single layer: models side by side.
-        return plots.sampling_panels(self.image, panels, columns=len(layers) if len(layers) > 1 else None)
+        return explore.plots.sampling_panels(self.image, panels, columns=len(layers) if len(layers) > 1 else None)
 
     def save_html(self, path: str | Path, title: str | None = None, places: tuple[int, int] = (9, 12)) -> None:
         """Write one self-contained page that answers clicks without a network or a kernel.
@@ -208,15 +197,11 @@ class SamplingExplorer(ImageTool):
             f"of {self._places[1]} × {self._places[0]}. Then up and down change the layer, digits the head."
         )
 
-    @contextmanager
-    def _page_columns(self) -> Iterator[Columns]:
-        with off_page():
-            views = self._make_views([self.stride])
-        try:
-            for name, view in views.items():
-                answer_everywhere(view, self.traces[name], self.stride, self._places)
-                view.stack, view.channel, view.opacity = self.layer - 1, self.head_menu.index, self.reach_slider.value
-            yield list(views.values())
-        finally:
-            for view in views.values():
-                view.close()
+    def _page_columns(self) -> list[MaskView]:
+        shown = {"stack": self.layer - 1, "channel": self.head_menu.index, "opacity": self.reach_slider.value}
+        views = self._make_views([self.stride], **shown)
+        rows, columns = self._places
+        places = [[((x + 0.5) / columns, (y + 0.5) / rows) for x in range(columns)] for y in range(rows)]
+        for name, view in views.items():
+            answer(view, [[self.traces[name].at(place, self.stride) for place in row] for row in places])
+        return list(views.values())

@@ -9,14 +9,12 @@ Source: Deformable DETR (Zhu et al. 2021), section 4.1; Mask2Former (Cheng et al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from m2f_lab.explore.parts.reading import Model
+from m2f_lab.explore.parts.reading import AnyImage, Model
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import look
 from m2f_lab.model.deformable_attention import DeformableAttention
@@ -97,7 +95,7 @@ class SamplingTrace:
 
         Layers count from 1, the level has stride 32, 16 or 8. [heads, h, w]
         """
-        level = _level(stride)
+        level = level_of(stride)
         first, last = (sum(height * width for height, width in self.level_sizes[:end]) for end in (level, level + 1))
         offsets, weights = self.offsets[layer - 1, first:last], self.weights[layer - 1, first:last]
         distances = _mean_distance(offsets.astype(np.float32), weights)
@@ -118,14 +116,12 @@ class SamplingTrace:
                 f"A place is (x, y) in 0…1 of the image, got {tuple(place)}. For pixel (column, row) pass "
                 "((column + 0.5) / width, (row + 0.5) / height)."
             )
-        level = _level(stride)
+        level = level_of(stride)
         rows, columns = self.level_sizes[level]
-        image = np.array(self.image_size[::-1], float)  # width, height
-        padded = np.array(self.padded_size[::-1], float)
+        image, padded = (np.array(size[::-1], float) for size in (self.image_size, self.padded_size))  # width, height
+        cells = np.array(place) * image / padded * (columns, rows)
         # A place on the far edge of an image without padding lies on the edge of the last cell.
-        column, row = np.minimum(np.array(place) * image / padded * (columns, rows), (columns - 1, rows - 1)).astype(
-            int
-        )
+        column, row = np.minimum(cells, (columns - 1, rows - 1)).astype(int)
         position = sum(height * width for height, width in self.level_sizes[:level]) + row * columns + column
         centre = np.array([column + 0.5, row + 0.5]) / (columns, rows) * padded  # in pixels
         return SamplingPoints(
@@ -140,7 +136,7 @@ class SamplingTrace:
 
 def trace_sampling(
     model: Model,
-    image: str | Path | Image.Image | np.ndarray,
+    image: AnyImage,
     *,
     shortest_edge: int | None = None,
     longest_edge: int | None = None,
@@ -196,7 +192,12 @@ def trace_sampling(
     )
 
 
-def _level(stride: int) -> int:
+def level_of(stride: int) -> int:
+    """The place of a level among `STRIDES`.
+
+    Raises:
+        ValueError: there is no such level.
+    """
     if stride not in STRIDES:
         raise ValueError(f"stride must be one of {', '.join(map(str, STRIDES))}, got {stride}.")
     return STRIDES.index(stride)

@@ -42,21 +42,10 @@ def reach_maps(trace: SamplingTrace, layer: int, strides: Sequence[int]) -> np.n
     return np.minimum(np.stack(maps), 1)
 
 
-def answer_place(view: MaskView, sampled: SamplingPoints) -> None:
-    """Give a picture the points of the one place that was clicked."""
-    view.set_marks(_marks(sampled)[None, None], GROUPS)
-    view.set_notes([_notes(sampled)])
-
-
-def answer_everywhere(view: MaskView, trace: SamplingTrace, stride: int, places: tuple[int, int]) -> None:
-    """Give a picture the points of a grid of places over the image."""
-    rows, columns = places
-    sampled = [
-        [trace.at(((column + 0.5) / columns, (row + 0.5) / rows), stride) for column in range(columns)]
-        for row in range(rows)
-    ]
-    view.set_marks(np.stack([np.stack([_marks(each) for each in row]) for row in sampled]), GROUPS)
-    view.set_notes([_notes(each) for row in sampled for each in row], places)
+def answer(view: MaskView, sampled: Sequence[Sequence[SamplingPoints]]) -> None:
+    """Give a picture the points of a grid of places over the image; of one place, where that was clicked."""
+    view.set_marks(np.stack([[_marks(each) for each in row] for row in sampled]), GROUPS)
+    view.set_notes([_notes(each) for row in sampled for each in row], (len(sampled), len(sampled[0])))
 
 
 def _marks(sampled: SamplingPoints) -> np.ndarray:

@@ -6,8 +6,7 @@ Choosing a trap asks the kernel, once; flipping between right and broken happens
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import ipywidgets
@@ -17,7 +16,6 @@ from m2f_lab.explore.parts.controls import Control, controls, menu, pictures, sh
 from m2f_lab.explore.parts.drawing import TABLES, composite, label_table, to_uint8
 from m2f_lab.explore.parts.links import Links
 from m2f_lab.explore.parts.mask_view import MaskView
-from m2f_lab.explore.parts.pages import off_page
 from m2f_lab.explore.parts.table import Caption
 from m2f_lab.explore.parts.tool import Columns, Tool
 from m2f_lab.explore.traps import TRAPS, Bench, Trap, Trial
@@ -142,8 +140,7 @@ class TrapLab(Tool):
             Control("opacity", "opacity", HELP["opacity"], step=0.05),
         ]
 
-    @contextmanager
-    def _page_columns(self) -> Iterator[Columns]:
+    def _page_columns(self) -> Columns:
         """All pictures, two columns of them; every trap is tried.
 
         Raises:
@@ -152,13 +149,10 @@ class TrapLab(Tool):
         trials = [trial for trial in map(self.trial, self.traps) if trial.has_picture]
         if not trials:
             raise ValueError(f"None of {', '.join(self.traps)} has a picture, so there is nothing to save.")
-        with off_page():
-            views = [picture(trial, 380, named=True) for trial in trials]
+        views = [picture(trial, 380, named=True) for trial in trials]
         for view in views:
             view.index = self.switch.index
-        yield [views[0::2], views[1::2]] if len(views) > 1 else [views]
-        for view in views:
-            view.close()
+        return [views[0::2], views[1::2]] if len(views) > 1 else [views]
 
 
 def picture(trial: Trial, width: int = WIDTH, named: bool = False) -> MaskView:
