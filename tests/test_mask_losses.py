@@ -12,7 +12,6 @@ from m2f_lab import ops
 from m2f_lab.loss import terms
 from m2f_lab.loss.points import shared_points
 from m2f_lab.ops import PairGroup, PointSampler, at_chosen_points, mask_and_dice, sample_points, select_uncertain
-from m2f_lab.ops.pixel_product import pixel_product
 
 C, SIZE = 3, (6, 9)
 
@@ -49,14 +48,6 @@ def test_sample_points_gradcheck(points):
 def test_scatter_add_gives_pixels_without_points_nothing():
     sampler = PointSampler(torch.tensor([[0.5, 0.5]]), (5, 5))  # the centre of the pixel in the middle
     assert sampler.scatter_add(torch.ones(1, 2)).nonzero().tolist() == [[12, 0], [12, 1]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rows", [0, 7])
-def test_pixel_product_is_the_product(dtype, rows):
-    embeddings = torch.randn(rows, C, dtype=dtype)
-    for pixels in (torch.randn(5, C, dtype=dtype), torch.randn(C, 5, dtype=dtype).T, torch.randn(0, C, dtype=dtype)):
-        torch.testing.assert_close(pixel_product(pixels, embeddings), pixels @ embeddings.T)
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2f_lab import ops
 from m2f_lab.loss.points import random_points, shared_points
-from m2f_lab.ops import sort_by_row
 from m2f_lab.structures import IGNORE, Target, sample_points
 
 PADDED = (20, 28)
@@ -86,13 +85,6 @@ def test_sample_segments_reads_overlapping_masks():
     target = Target(torch.arange(4), masks=torch.rand(4, 17, 23) > 0.4)
     points = torch.rand(100, 2)
     torch.testing.assert_close(target.at(points, PADDED), dense_reference(target, points, PADDED))
-
-
-def test_sort_by_row_keeps_the_points():
-    points = torch.rand(1000, 2)
-    ordered = sort_by_row(points)
-    assert sorted(ordered.tolist()) == sorted(points.tolist())
-    assert (ordered[1:, 1] - ordered[:-1, 1]).min() > -1 / 256
 
 
 @plain_and_fast

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from m2f_lab.loss.points import random_points
-from m2f_lab.ops import PointSampler, mask_costs, sample_points, sort_by_row
+from m2f_lab.ops import PointSampler, mask_costs, sample_points
 from m2f_lab.structures import Matching, NonFiniteError, Output, Target
 
 
@@ -66,7 +66,6 @@ class Matcher:
         output.check_targets(targets)
         if points is None:
             points = random_points(len(targets), self.num_points, like=output.masks[0].features)
-            points = [sort_by_row(of_image) for of_image in points]
         groups = output.groups()
         class_logits = torch.stack(output.class_logits, dim=1)  # (B, L, Q, K+1)
         terms = []

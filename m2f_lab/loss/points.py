@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from m2f_lab.ops import sort_by_row
-
 
 def random_points(num_sets: int, num_points: int, like: Tensor) -> Tensor:
     """Uniform points from torch's global generator, on the device and in the type of `like`. [num_sets, P, 2]"""
@@ -38,5 +36,4 @@ def shared_points(
     num_uncertain = int(num_points * importance_sample_ratio)
     num_candidates = int(num_points * oversample_ratio) if num_uncertain else 0
     points = random_points(1, num_candidates + num_points - num_uncertain, like)[0]
-    parts = points.split([num_candidates, len(points) - num_candidates])
-    return torch.cat([sort_by_row(part) for part in parts]), num_candidates, num_uncertain
+    return points, num_candidates, num_uncertain

@@ -9,7 +9,7 @@ from m2f_lab.ops.linear_map import Linear, linear, replace_linears
 from m2f_lab.ops.mask_costs import mask_costs
 from m2f_lab.ops.mask_losses import PairGroup, at_chosen_points, compare_pairs, mask_and_dice
 from m2f_lab.ops.memory import checkpointed
-from m2f_lab.ops.point_sampling import PointSampler, sample_points, sample_segments, sort_by_row
+from m2f_lab.ops.point_sampling import PointSampler, sample_points, sample_segments
 from m2f_lab.ops.selection import select_uncertain
 from m2f_lab.ops.stochastic_depth import add_branch
 from m2f_lab.ops.switch import OPERATIONS, is_plain, plain
@@ -37,5 +37,4 @@ __all__ = [
     "sample_segments",
     "select_uncertain",
     "shift_mask",
-    "sort_by_row",
 ]

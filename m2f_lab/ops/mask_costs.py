@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2f_lab.ops.pixel_product import pixel_product
+from m2f_lab.ops.linear_map import linear
 from m2f_lab.ops.switch import is_plain
 
 POINTS_ON_CPU = 4096
@@ -56,7 +56,7 @@ def _fast(embeddings: Tensor, features: Tensor, truth: Tensor) -> tuple[Tensor, 
     empty = overlap = 0.0
     step = POINTS_ON_CPU if truth.device.type == "cpu" else num_points
     for pixels, here in zip(features.T.split(step), segments.split(step, dim=1), strict=True):
-        logits = pixel_product(pixels, embeddings)  # (p, M)
+        logits = linear(pixels, embeddings)  # (p, M)
         empty = empty + F.softplus(logits).sum(0)  # cross-entropy with an empty segment
         overlap = overlap + here @ logits.sigmoid_()  # (T+1, M)
     overlap, cover = overlap.T.split([num_segments, 1], dim=1)  # (M, T), (M, 1)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from m2f_lab.ops.linear_map import linear
 from m2f_lab.ops.memory import checkpointed
-from m2f_lab.ops.pixel_product import pixel_product
 from m2f_lab.ops.point_sampling import PointSampler, sample_points
 from m2f_lab.ops.selection import select_uncertain
 
@@ -123,7 +123,7 @@ class _MaskAndDice(torch.autograd.Function):
         samplers = [PointSampler(group.points, tuple(features.shape[2:])) for group in groups]
         for group, sampler, own in zip(groups, samplers, _split(embeddings, groups), strict=True):
             pixels = features[group.image].flatten(1).T  # (H*W, C)
-            logits = sampler.gather(pixel_product(pixels, own)).T.contiguous()  # (m, N + R)
+            logits = sampler.gather(linear(pixels, own)).T.contiguous()  # (m, N + R)
             index = group.choose(logits)
             x, truth = logits.gather(1, index), group.truth_at(index)
             # -t log p - (1 - t) log(1 - p) = softplus(x) - x t
@@ -149,7 +149,7 @@ class _MaskAndDice(torch.autograd.Function):
                 ctx.groups, ctx.samplers, chosen, *parts, strict=True
             ):
                 pixels = features[group.image].flatten(1).T  # (H*W, C)
-                logits = sampler.gather(pixel_product(pixels, own)).T.contiguous()  # (m, N + R)
+                logits = sampler.gather(linear(pixels, own)).T.contiguous()  # (m, N + R)
                 index = index.long()
                 truth = group.truth_at(index)
                 p = logits.gather(1, index).sigmoid_()

@@ -103,11 +103,6 @@ BORDER = (1, 2, 1, 2)  # one pixel before and two behind: the upper left neighbo
 
 
 @torch.no_grad()
-def sort_by_row(points: Tensor) -> Tensor:
-    """The same points in an order in which neighbours read the same pixels. [P, 2] → [P, 2]"""
-    return points[(points[:, 1] * 256).short().argsort(stable=True)]
-
-
 def sample_segments(maps: Tensor, num_segments: int, points: Tensor, padded_size: tuple[int, int]) -> Tensor:
     """Sample ground-truth masks at points, zero outside, as if they were padded to the image.
 
