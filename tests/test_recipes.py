@@ -12,6 +12,7 @@ FUNCTIONS = {
     for name, f in inspect.getmembers(recipes, inspect.isfunction)
     if not name.startswith("_") and f.__module__ == recipes.__name__ and name not in ("replace", "asdict")
 }
+ABLATION = FUNCTIONS.pop("ablation")  # takes a name
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -19,6 +20,14 @@ def test_round_trip_through_json(name, tmp_path):
     recipe = FUNCTIONS[name]()
     recipe.save(tmp_path / "recipe.json")
     assert Recipe.load(tmp_path / "recipe.json") == recipe
+
+
+def test_ablation_round_trips_with_its_builder(tmp_path):
+    recipe = ABLATION("no_masked_attention")
+    recipe.save(tmp_path / "recipe.json")
+    assert Recipe.load(tmp_path / "recipe.json") == recipe
+    assert recipe.builder != Recipe.builder
+    assert recipe.published == {}
 
 
 def test_backbone_options_round_trip_too(tmp_path):
