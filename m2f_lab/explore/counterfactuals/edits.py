@@ -152,20 +152,20 @@ class EditHistory:
     """
 
     def __init__(self) -> None:
-        self._past: list[tuple[Edit, ...]] = [()]
-        self._future: list[tuple[Edit, ...]] = []
+        self._steps: list[tuple[Edit, ...]] = [()]
+        self._now = 0  # place of the step that is in force
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        return self._past[-1]
+        return self._steps[self._now]
 
     @property
     def can_undo(self) -> bool:
-        return len(self._past) > 1
+        return self._now > 0
 
     @property
     def can_redo(self) -> bool:
-        return bool(self._future)
+        return self._now + 1 < len(self._steps)
 
     def apply(self, edit: Edit) -> tuple[Edit, ...]:
         """Add one edit; see `with_edit`."""
@@ -177,17 +177,15 @@ class EditHistory:
 
     def undo(self) -> tuple[Edit, ...]:
         """Go one step back; at the beginning, nothing happens."""
-        if self.can_undo:
-            self._future.append(self._past.pop())
+        self._now -= self.can_undo
         return self.edits
 
     def redo(self) -> tuple[Edit, ...]:
         """Go forward again; where nothing was undone, nothing happens."""
-        if self.can_redo:
-            self._past.append(self._future.pop())
+        self._now += self.can_redo
         return self.edits
 
     def _go_to(self, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-        self._past.append(edits)
-        self._future.clear()
+        self._now += 1
+        self._steps[self._now :] = [edits]
         return edits

@@ -123,12 +123,10 @@ class CounterfactualExplorer(ImageTool):
         self.state = ui.choice("state", words.STATES[: words.DIFFERENCE], words.NOW, HELP["result"])
         self.status, self.edit_list = (ipywidgets.HTML().add_class(f"m2f-{name}") for name in ("status", "edits"))
         self.edit_list.layout.max_width = f"{self.width}px"
-        actions = self._actions()
-        self.buttons = {
-            name: ui.button(name, label, HELP[name], layout={"width": "max-content"}, icon=ICONS.get(name, ""))
-            for name, (label, _) in actions.items()
-        }
-        press = self.buttons
+        self.buttons = press = {}
+        for name, (label, act) in self._actions().items():
+            press[name] = ui.button(name, label, HELP[name], layout={"width": "max-content"}, icon=ICONS.get(name, ""))
+            press[name].on_click(lambda _, act=act: act())
         self._assemble(
             [
                 ui.controls(self.layer_slider, self.query_slider, self.opacity_slider),
@@ -154,12 +152,10 @@ class CounterfactualExplorer(ImageTool):
                 ui.Moves("opacity", self.opacity_slider),
             ],
         )  # fmt: skip
-        for name, (_, act) in actions.items():
-            self.buttons[name].on_click(lambda _, act=act: act())
         self.brush.observe(lambda change: setattr(self.views["hidden"], "brush", change["new"]), "value")
         views["hidden"].on_stroke(self._on_stroke)
         keys = {
-            "m": self.buttons["mute"].click, "u": self.undo, "ctrl-z": self.undo, "y": self.redo, "ctrl-y": self.redo,
+            "m": press["mute"].click, "u": self.undo, "ctrl-z": self.undo, "y": self.redo, "ctrl-y": self.redo,
             "shift-ctrl-z": self.redo,
         }  # fmt: skip
         for view in views.values():
@@ -169,16 +165,12 @@ class CounterfactualExplorer(ImageTool):
 
     def _actions(self) -> dict[str, tuple[str, Callable[[], None]]]:
         """Buttons: their text, and what each does."""
-
-        def edit(make: Callable[[], Edit]) -> Callable[[], None]:
-            return lambda: self._try(make())
-
         return {
-            "mute": ("mute from this layer on", edit(lambda: Mute(self.query, self.layer))),
-            "leave-out": ("leave out of the result", edit(lambda: Mute(self.query, from_layer=None))),
-            "force-class": ("force this class", edit(lambda: ForceClass(self.query, self.class_menu.value))),
-            "unmask": ("masking off for the query", edit(lambda: Unmask(self.layer, self.query))),
-            "unmask-all": ("masking off for all", edit(lambda: Unmask(self.layer))),
+            "mute": ("mute from this layer on", lambda: self._try(Mute(self.query, self.layer))),
+            "leave-out": ("leave out of the result", lambda: self._try(Mute(self.query, from_layer=None))),
+            "force-class": ("force this class", lambda: self._try(ForceClass(self.query, self.class_menu.value))),
+            "unmask": ("masking off for the query", lambda: self._try(Unmask(self.layer, self.query))),
+            "unmask-all": ("masking off for all", lambda: self._try(Unmask(self.layer))),
             "undo": ("undo", self.undo),
             "redo": ("redo", self.redo),
             "reset": ("reset", self.reset),

@@ -192,15 +192,9 @@ class MatchedMasks:
 
         [L, T] → uint8 [L, T, h, w]
         """
-        laid = np.empty((*queries.shape, *self.segments.shape[1:]), np.uint8)
-        for prediction, row in enumerate(queries):
-            for segment, query in enumerate(row):
-                mask = False if query == NONE else self.queries[prediction, query]
-                laid[prediction, segment] = _PARTS[self.segments[segment] * 2 + mask]
-        return laid
-
-
-_PARTS = np.array([255, 2, 1, 0], np.uint8)  # neither, only the query, only the segment, both
+        parts = np.array([[255, 2], [1, 0]], np.uint8)  # neither, only the query; only the segment, both
+        masks = self.queries[np.arange(len(queries))[:, None], queries] & (queries != NONE)[..., None, None]
+        return parts[self.segments.astype(int), masks.astype(int)]
 
 
 @torch.no_grad()

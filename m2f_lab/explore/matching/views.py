@@ -234,9 +234,7 @@ def choice_captions(trace: MatchingTrace, names: list[str]) -> list[list[Caption
             table=Table(header, rows, tuple(i for i, q in enumerate(order) if q == query)),
         )
 
-    return [
-        [caption(prediction, segment) for segment in range(len(names))] for prediction in range(trace.num_predictions)
-    ]
+    return [[caption(p, segment) for segment in range(trace.num_segments)] for p in range(trace.num_predictions)]
 
 
 def rival_captions(trace: MatchingTrace, other: int | None) -> list[list[Caption]]:
@@ -247,16 +245,12 @@ def rival_captions(trace: MatchingTrace, other: int | None) -> list[list[Caption
     )  # fmt: skip
 
     def rows(segment: int) -> tuple[tuple[str, ...], ...]:
-        return tuple(
-            (
-                str(prediction),
-                format_query(query),
-                "–" if query == NONE else f"{trace.cost[prediction, query, segment]:.3f}",
-                format_query(trace.runner_up[prediction, segment]),
-                format_margin(trace.margin[prediction, segment]),
-            )
-            for prediction, query in enumerate(trace.chosen[:, segment])
-        )
+        predictions, chosen = np.arange(trace.num_predictions), trace.chosen[:, segment]
+        costs = np.where(chosen == NONE, np.nan, trace.cost[predictions, chosen, segment])
+        rivals, margins = trace.runner_up[:, segment], trace.margin[:, segment]
+        formats = (str, format_query, format_number, format_query, format_number)
+        rows = zip(predictions, chosen, costs, rivals, margins, strict=True)
+        return tuple(tuple(f(value) for f, value in zip(formats, row, strict=True)) for row in rows)
 
     histories = [rows(segment) for segment in range(trace.num_segments)]
 
@@ -274,8 +268,8 @@ def format_query(query: int) -> str:
     return "–" if query == NONE else str(query)
 
 
-def format_margin(margin: float) -> str:
-    return "–" if np.isnan(margin) else "∞" if np.isinf(margin) else f"{margin:.3f}"
+def format_number(number: float) -> str:
+    return "–" if np.isnan(number) else "∞" if np.isinf(number) else f"{number:.3f}"
 
 
 def over_training(traces: dict[str, MatchingTrace], prediction: int, names: list[str]) -> str:

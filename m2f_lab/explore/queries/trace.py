@@ -101,17 +101,14 @@ def trace_queries(output: Output, index: int = 0, max_cells: int = 96 * 96) -> Q
     sizes = [tuple(output.level_sizes[state.level]) for state in states] if known else []
     class_probabilities = torch.stack([logits[index].float().softmax(-1) for logits in output.class_logits])
     masks = read_masks(output, index, grid_size(output.image_size, max_cells))
-    attention = []
-    if weighed:
-        for state, size in zip(states, sizes, strict=True):
-            attention.append(to_numpy(state.cross_attention[index].unflatten(-1, size).swapaxes(0, 1)))
+    attention = zip(states, sizes, strict=True) if weighed else ()
     return QueryTrace(
         class_probabilities=to_numpy(class_probabilities),
         masks=to_numpy(masks),
         winners=to_numpy(winning_queries(class_probabilities[-1], masks[-1])),
         blocked=tuple(hidden_cells(output, layer, index) for layer in layers),
         opened=np.array([opened_rows(output, layer, index) for layer in layers], bool).reshape(-1, masks.shape[1]),
-        attention=tuple(attention),
+        attention=tuple(to_numpy(s.cross_attention[index].unflatten(-1, size).swapaxes(0, 1)) for s, size in attention),
         strides=tuple(output.padded_size[0] // size[0] for size in sizes),
         coverage=coverage_of(output),
         missing=() if weighed else (NO_WEIGHTS,) if known else (NO_STATES,),
