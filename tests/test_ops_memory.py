@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from m2f_lab.ops import checkpointed, is_plain, plain
+from m2f_lab.ops import Linear, checkpointed, is_plain, plain
+from m2f_lab.ops.linear_map import HAS_ONEDNN
 
 
 class Calls(TorchDispatchMode):
@@ -60,6 +61,38 @@ def test_checkpointed_runs_no_product_at_the_end_twice():
     with Calls(torch.ops.aten.mm, torch.ops.aten.addmm) as calls:
         loss.backward()
     assert calls.count == 2  # the gradients of the input and of the weight
+
+
+@pytest.mark.parametrize("is_linear_plain", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_checkpointed_then_linear_equals_plain_and_runs_no_product_twice(dtype, is_linear_plain):
+    torch.manual_seed(0)
+    last, x = Linear(6, 7).to(dtype), torch.randn(2, 5, 6, dtype=dtype, requires_grad=True)
+    leaves = x, last.weight, last.bias
+    expected = last(x.tanh().exp())
+    gradients = torch.autograd.grad(expected.square().sum(), leaves)
+    with plain(*(["linear"] if is_linear_plain else ["mask_costs"])):
+        found = checkpointed(lambda x: x.tanh().exp(), x, then=last)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    ours = [torch.ops.mkldnn._linear_pointwise] if HAS_ONEDNN else []
+    with Calls(torch.ops.aten.mm, torch.ops.aten.addmm, *ours) as calls:
+        torch.testing.assert_close(torch.autograd.grad(found.square().sum(), leaves), gradients)
+    assert calls.count == 2  # the gradients of the input and of the weight
+
+
+def test_checkpointed_twice_inside_one_another():
+    """As with a whole backbone that is computed twice: what its blocks hand on is needed then."""
+    torch.manual_seed(0)
+    first, last, x = Linear(6, 6), Linear(6, 7), torch.randn(5, 6, requires_grad=True)
+    leaves = x, *first.parameters(), *last.parameters()
+
+    def both(x):
+        return checkpointed(torch.tanh, checkpointed(torch.exp, x, then=first), then=last).sin()
+
+    with plain():
+        expected = torch.autograd.grad(both(x).sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad(both(x).sum(), leaves), expected)
+    torch.testing.assert_close(torch.autograd.grad(checkpointed(both, x).sum(), leaves), expected)
 
 
 def test_checkpointed_runs_no_convolution_at_the_end_twice():

@@ -34,11 +34,9 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """Features [B, S, C] in and out; the other arguments are those of `DeformableAttention`."""
         attended, _, _ = self.attention(features, positions, reference_points, level_sizes)
-        return self.feedforward_norm(checkpointed(self._add_perceptron, features + attended))
-
-    def _add_perceptron(self, features: Tensor) -> Tensor:
-        features = self.attention_norm(features)
-        return features + self.feedforward(features)
+        features = self.attention_norm(features + attended)
+        *hidden, last = self.feedforward
+        return self.feedforward_norm(features + checkpointed(nn.Sequential(*hidden), features, then=last))
 
 
 class PixelDecoder(nn.Module):

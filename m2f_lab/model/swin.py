@@ -32,7 +32,7 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] → [B, H, W, C]"""
         x = add_branch(x, self.attend, drop_rate(self.drop_path1))
-        return add_branch(x, lambda x: checkpointed(self.transform, x), drop_rate(self.drop_path2))
+        return add_branch(x, self.transform, drop_rate(self.drop_path2))
 
     def attend(self, x: Tensor) -> Tensor:
         """Normalisation, and attention of the (shifted) windows to themselves. [B, H, W, C] → [B, H, W, C]"""
@@ -61,7 +61,11 @@ class SwinBlock(nn.Module):
 
     def transform(self, x: Tensor) -> Tensor:
         """Normalisation and perceptron. [B, H, W, C] → [B, H, W, C]"""
-        return self.mlp(self.norm2(x))
+        return self.mlp.drop2(checkpointed(self.hidden_features, x, then=self.mlp.fc2))
+
+    def hidden_features(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] → [B, H, W, 4 * C]"""
+        return self.mlp.norm(self.mlp.drop1(self.mlp.act(self.mlp.fc1(self.norm2(x)))))
 
 
 def replace_blocks(network: SwinTransformer) -> None:

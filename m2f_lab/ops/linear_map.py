@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from m2f_lab.ops.switch import is_plain
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_without_products: ContextVar[bool] = ContextVar("without_products", default=False)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -56,12 +61,24 @@ def can_use_onednn(x: Tensor, weight: Tensor) -> bool:
     return HAS_ONEDNN and fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
+@contextmanager
+def without_products() -> Iterator[None]:
+    """Leave results undefined inside the block: linear maps only save their inputs for the backward pass."""
+    token = _without_products.set(True)
+    try:
+        yield
+    finally:
+        _without_products.reset(token)
+
+
 class OneDnnLinear(torch.autograd.Function):
     """Forward and the gradient of the input by oneDNN; that of the weight is as fast by MKL. [N, C] → [N, D]"""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        if _without_products.get():
+            return x.new_empty(len(x), len(weight))
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
