@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from m2f_lab.loss import Criterion, Matching, build_criterion
+from m2f_lab.loss import Criterion, Divisors, Matching, build_criterion
 from m2f_lab.model import Backbone, Mask2Former, ModelConfig, PixelDecoder, TransformerDecoder
 from m2f_lab.recipes import Recipe
 from m2f_lab.structures import Output, Target
@@ -122,7 +122,13 @@ class DenoisingCriterion(Criterion):
         losses = super().losses(output, targets, matching, points, divisors)
         if not isinstance(output, DenoisingOutput):
             return losses
-        restored = super().losses(output.restored, targets, known_pairs(output.num_predictions, targets))
+        pairs = known_pairs(output.num_predictions, targets)
+        matched = sum(NUM_DENOISING for target in targets if target.num_segments)
+        weight = matched + self.no_object_weight * (NUM_DENOISING * len(targets) - matched)
+        # Where these images are a part of the batch, as many parts are missing here as in the paper's divisors.
+        share = 1.0 if divisors is None else divisors.segments / max(sum(t.num_segments for t in targets), 1)
+        divisors = Divisors(queries=weight * share, segments=max(matched, 1) * share)
+        restored = super().losses(output.restored, targets, pairs, divisors=divisors)
         losses["total"] = losses["total"] + restored.pop("total")
         return losses | {f"{name}_restored": value for name, value in restored.items()}
 

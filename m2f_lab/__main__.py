@@ -206,7 +206,10 @@ def chosen_recipe(options: argparse.Namespace, run: Run | None = None) -> Recipe
         raise ValueError("Name a recipe: RECIPE, or --recipe file.py:function or recipe.json; only a run has its own.")
     given = {"builder": options.build, "criterion": options.criterion}
     recipe = recipe.vary(**{name: reference_to(resolve_file(text)) for name, text in given.items() if text})
-    return changed(recipe, options.changes)
+    recipe = changed(recipe, options.changes)
+    if ":" in recipe.data.dataset:
+        recipe = recipe.vary(data=dict(dataset=reference_to(resolve_file(recipe.data.dataset))))
+    return recipe
 
 
 def recipe_from_file(name: str) -> Recipe:

@@ -98,7 +98,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Matching costs and losses share their weights (paper section 3.4, PointRend's point sampling)."""
+    """Matching costs and losses share their weights (paper section 3.3, PointRend's point sampling)."""
 
     num_points: int = 12544  # 112 × 112
     oversample_ratio: float = 3.0

@@ -32,7 +32,10 @@ from m2f_lab import (
 )
 from m2f_lab import __main__ as cli
 from m2f_lab.data import Classes, Sample
-from m2f_lab.training import plan
+from m2f_lab.loss import Criterion, sees_output
+from m2f_lab.structures import Target
+from m2f_lab.training import ablations, plan
+from tests.toy_output import toy_output
 from tests.toy_training import (
     CLASSES,
     StopAt,
@@ -411,3 +414,51 @@ class TestCommandLine:
         printed = capsys.readouterr().err
         assert message in printed
         assert "Traceback" not in printed
+
+
+class TestMistakes:
+    """Changes that would train or predict something else, or fail as a riddle."""
+
+    def test_another_builder_of_the_same_parameters_is_refused(self, tmp_path):
+        run = train(toy_recipe(max_iterations=1), write_toy_data(tmp_path / "data"), tmp_path / "run")
+        with pytest.raises(ValueError, match=r"built by 'm2f_lab.model:build_model', not by 'no_masked_attention'"):
+            run.model("last", build=ablations.no_masked_attention)
+
+    @pytest.mark.parametrize(
+        ("term", "expected"),
+        [
+            (lambda logits, truth: logits.mean(), r"'odd' returned a tensor of shape \(\), not \(\d+,\): one per pair"),
+            (lambda logits, truth: logits, r"'odd' returned .* sees_output"),
+            (sees_output(lambda output, targets, matching: output.class_logits[0].sum()[None]), "of each prediction"),
+        ],
+    )
+    def test_term_of_another_shape_is_named(self, term, expected):
+        criterion = Criterion(3, terms={"odd": term}, weights={"mask": 1.0, "dice": 1.0, "odd": 1.0}, num_points=16)
+        target = Target.from_label_map(torch.arange(3, dtype=torch.uint8).repeat_interleave(32)[:, None].expand(96, 64))
+        with pytest.raises(ValueError, match=expected):
+            criterion(toy_output((96, 64), num_classes=3), [target])
+
+    def test_forward_without_an_output_is_named(self, tmp_path):
+        with pytest.raises(ValueError, match=r"build_tensor built a model whose forward returns a Tensor"):
+            train(toy_recipe(), write_toy_data(tmp_path / "data"), tmp_path / "run", build=build_tensor)
+
+    def test_criterion_of_another_kind_is_named(self, tmp_path):
+        with pytest.raises(ValueError, match=r"no_criterion returned a int"):
+            train(toy_recipe(), write_toy_data(tmp_path / "data"), tmp_path / "run", criterion=no_criterion)
+
+
+class Tensorial(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return images.float() * self.weight
+
+
+def build_tensor(config):
+    return Tensorial()
+
+
+def no_criterion(recipe):
+    return 7

@@ -79,6 +79,16 @@ def test_example_rows_hold_its_terms(trained):
     assert terms == {"class", "mask", "dice"} | extra[trained.name]
 
 
+def test_denoising_losses_are_means_over_their_pairs(data, tmp_path):
+    """A dice loss is at most 1 for a pair, and so is their mean, in one part and in two."""
+    for parts in (1, 2):
+        recipe = toy_recipe(max_iterations=1, accumulation_steps=parts)
+        row = train(recipe, data, tmp_path / str(parts), **EXAMPLES["denoising"]).steps[-1]
+        restored = [value for name, value in row.items() if name.endswith("dice_restored")]
+        assert restored
+        assert all(0 < value <= 1 for value in restored)
+
+
 def test_feature_pyramid_has_the_shapes_of_a_pixel_decoder():
     decoder = FeaturePyramid([8, 16, 24, 32], toy_recipe().model)
     pyramid = [torch.randn(2, c, 64 // s, 96 // s) for c, s in zip((8, 16, 24, 32), (4, 8, 16, 32), strict=True)]

@@ -144,6 +144,7 @@ class Criterion:
             sums = self.pointwise_sums(output, targets, matching, points) if self.pointwise else {}
             for name, term in self.terms.items():
                 values = sums[name] if name in sums else term(output, targets, matching)  # (L,)
+                ops.check_shape(name, values, output.num_predictions, "the sum over pairs of each prediction")
                 losses[name] = values / divisors.segments
             total = sum(self.weights[name] * values for name, values in losses.items()).sum()
         result = {"total": total}

@@ -2,7 +2,7 @@
 
 B batch, C channels, S positions of strides 32, 16 and 8 together, H/W height/width.
 
-Source: Mask2Former (Cheng et al. 2022), section 3.2.1 and appendix A; Deformable DETR (Zhu et al. 2021).
+Source: Mask2Former (Cheng et al. 2022), sections 3.2.2 and 4.1; Deformable DETR (Zhu et al. 2021).
 """
 
 import torch

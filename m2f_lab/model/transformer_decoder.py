@@ -24,7 +24,7 @@ from m2f_lab.structures import DecoderMemory, DecoderState, MaskLogits, resize
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention first, then self-attention, then a perceptron (section 3.2.2: queries start empty)."""
+    """Masked cross-attention first, then self-attention, then a perceptron (section 3.2.3)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class TransformerDecoder(nn.Module):
         return DecoderMemory(sizes, features, keys, mask_features, small, **wishes)
 
     def start(self, memory: DecoderMemory) -> DecoderState:
-        """The learned queries, which predict before any layer (section 3.2.2: they act as region proposals)."""
+        """The learned queries, which predict before any layer (section 3.2.3: they act as region proposals)."""
         queries = self.query_features.expand(len(memory.mask_features), -1, -1)  # (B, Q, C)
         return DecoderState(queries, *self.predict(queries), self.query_positions)
 
@@ -149,7 +149,7 @@ class TransformerDecoder(nn.Module):
         return DecoderState(queries, *self.predict(queries), state.positions, level, blocked, opened, cross, within)
 
     def level_of(self, index: int) -> int:
-        """The level that a layer attends to: strides 32, 16, 8 in turn (section 3.2.1)."""
+        """The level that a layer attends to: strides 32, 16, 8 in turn (section 3.2.2)."""
         return index % NUM_LEVELS
 
     def attention_mask(self, state: DecoderState, index: int, memory: DecoderMemory) -> tuple[Tensor, Tensor]:

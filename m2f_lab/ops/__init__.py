@@ -1,4 +1,4 @@
-"""Operations that exist for speed: each one twice, plain (the equation) and fast, under one name.
+"""Operations that exist for speed: those of `OPERATIONS` twice, plain (the equation) and fast, under one name.
 
 `with ops.plain():` runs the plain versions, `with ops.plain("deformable_sampling"):` that of one operation. Tests hold
 the two together in values and gradients. Imports torch only.
@@ -7,7 +7,7 @@ the two together in values and gradients. Imports torch only.
 from m2f_lab.ops.deformable_sampling import deformable_sampling
 from m2f_lab.ops.linear_map import Linear, linear, replace_linears
 from m2f_lab.ops.mask_costs import mask_costs
-from m2f_lab.ops.mask_losses import PairGroup, at_chosen_points, compare_pairs, mask_and_dice
+from m2f_lab.ops.mask_losses import PairGroup, at_chosen_points, check_shape, compare_pairs, mask_and_dice
 from m2f_lab.ops.memory import checkpointed
 from m2f_lab.ops.point_sampling import PointSampler, sample_points, sample_segments
 from m2f_lab.ops.selection import select_uncertain
@@ -22,6 +22,7 @@ __all__ = [
     "PointSampler",
     "add_branch",
     "at_chosen_points",
+    "check_shape",
     "checkpointed",
     "compare_pairs",
     "cut_windows",

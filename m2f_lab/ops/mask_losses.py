@@ -90,13 +90,24 @@ def compare_pairs(
 
     def of_group(features: Tensor, embeddings: Tensor, group: PairGroup) -> Tensor:
         logits, truth = at_chosen_points(features, embeddings, group)  # (m, P), (m, P)
-        return torch.stack([term(logits, truth) for term in terms.values()])  # (terms, m)
+        losses = {name: term(logits, truth) for name, term in terms.items()}
+        for name, values in losses.items():
+            check_shape(name, values, len(logits), "one per pair; mark a term that needs the output with sees_output")
+        return torch.stack(list(losses.values()))  # (terms, m)
 
     nothing = embeddings[:0].sum(1) + 0 * features.sum()  # distributed training waits for every gradient
     losses, images = [nothing.expand(len(terms), 0)], features.unbind()
     for group, own in zip(groups, _split(embeddings, groups), strict=True):
         losses.append(checkpointed(of_group, images[group.image], own, group))
     return dict(zip(terms, torch.cat(losses, dim=1), strict=True))
+
+
+def check_shape(name: str, values: Tensor, count: int, meaning: str) -> None:
+    """Raise a ValueError if a term's losses are not [count]."""
+    if values.shape != (count,):
+        raise ValueError(
+            f"Loss term {name!r} returned a tensor of shape {tuple(values.shape)}, not ({count},): {meaning}."
+        )
 
 
 def mask_and_dice(features: Tensor, embeddings: Tensor, groups: Sequence[PairGroup]) -> tuple[Tensor, Tensor]:

@@ -128,6 +128,11 @@ class Session:
         self.run, self.callbacks, self.world = run, callbacks, world
         self.model = model_to_train(recipe, world.device, train_set.classes)
         self.criterion = resolve(recipe.criterion)(recipe)
+        if not isinstance(self.criterion, Criterion):
+            raise ValueError(
+                f"{recipe.criterion} returned a {type(self.criterion).__name__}; a criterion function takes a Recipe "
+                "and returns a Criterion."
+            )
         self.optimizer = build_optimizer(self.model, self.config)
         precision = autocast_dtype(self.config.precision, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == torch.float16)

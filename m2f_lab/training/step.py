@@ -91,7 +91,13 @@ class TrainStep:
     def _forward(self, part: Batch) -> Output:
         targets = {"targets": part.targets} if self._takes_targets else {}
         with torch.autocast(self.world.device.type, self.precision, enabled=self.precision != torch.float32):
-            return self.model(part.images, **targets)
+            output = self.model(part.images, **targets)
+        if not isinstance(output, Output):
+            raise ValueError(
+                f"{self.recipe.builder} built a model whose forward returns a {type(output).__name__}; it must return "
+                "a m2f_lab.structures.Output."
+            )
+        return output
 
     @cached_property
     def _own_model(self) -> nn.Module:

@@ -105,7 +105,7 @@ def load_model(folder: str | Path, build: Builder | None = None) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder was not written by `save_weights`, or the builder is missing.
+        ValueError: the folder was not written by `save_weights`, or the builder is missing or another one.
     """
     checkpoint = read_checkpoint(folder)
     if not is_own_config(checkpoint.config):
@@ -119,8 +119,14 @@ def load_model(folder: str | Path, build: Builder | None = None) -> nn.Module:
             f"{folder} holds a model that was saved without a ModelConfig. Build the model yourself and load the "
             "weights with load_weights(model, folder)."
         )
+    named = builder_from_json(checkpoint.config)
     if build is None:
-        build = _builder(builder_from_json(checkpoint.config), folder)
+        build = _builder(named, folder)
+    elif named is not None and named.partition(":")[2] != build.__name__:  # the module may have moved
+        raise ValueError(
+            f"The model in {folder} was built by {named!r}, not by {build.__name__!r}, which may compute something "
+            "else with the same weights. Pass the former; or build the model yourself and use load_weights."
+        )
     model = build_from(build, without_pretraining(config))
     _load(model, checkpoint, reset_classifier=False)
     return model.eval()
