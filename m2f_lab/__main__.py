@@ -207,7 +207,7 @@ def chosen_recipe(options: argparse.Namespace, run: Run | None = None) -> Recipe
     given = {"builder": options.build, "criterion": options.criterion}
     recipe = recipe.vary(**{name: reference_to(resolve_file(text)) for name, text in given.items() if text})
     recipe = changed(recipe, options.changes)
-    if ":" in recipe.data.dataset:
+    if ":" in recipe.data.dataset and not (run and recipe.data.dataset == run.recipe.data.dataset):
         recipe = recipe.vary(data=dict(dataset=reference_to(resolve_file(recipe.data.dataset))))
     return recipe
 

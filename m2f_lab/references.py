@@ -99,10 +99,16 @@ def resolve_file(reference: str) -> Callable:
         raise ValueError(f"There is no file {path} for {reference!r}; expected file.py:function.")
     _search(file.parent)
     if file.stem in sys.modules:
-        loaded_from = sys.modules[file.stem].__file__
-        if loaded_from is None or Path(loaded_from).resolve() != file:
-            raise ValueError(f"{path} cannot be imported: another module {file.stem!r} is. Give the file another name.")
-    return resolve(f"{file.stem}:{name}")
+        _check_file(file)
+    function = resolve(f"{file.stem}:{name}")
+    _check_file(file)
+    return function
+
+
+def _check_file(file: Path) -> None:
+    loaded_from = getattr(sys.modules[file.stem], "__file__", None)
+    if loaded_from is None or Path(loaded_from).resolve() != file:
+        raise ValueError(f"{file} cannot be imported: another module {file.stem!r} is. Give the file another name.")
 
 
 def _search(folder: Path) -> None:

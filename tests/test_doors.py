@@ -462,3 +462,15 @@ def build_tensor(config):
 
 def no_criterion(recipe):
     return 7
+
+
+def test_evaluating_a_strangers_run_imports_nothing(tmp_path, monkeypatch):
+    run = train(toy_recipe(max_iterations=1), write_toy_data(tmp_path / "data"), tmp_path / "run")
+    (tmp_path / "evil_reader.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = run.recipe.vary(data=dict(dataset="evil_reader:read"))
+    with pytest.raises(ValueError, match="is not imported, and no code named in a file is imported by itself"):
+        evaluate(run.model("last"), recipe, tmp_path / "data")
+    recipe.save(run.path / "recipe.json")
+    assert cli.main(["evaluate", str(run.path), "--data-root", str(tmp_path / "data")]) != 0
+    assert "evil_reader" not in sys.modules

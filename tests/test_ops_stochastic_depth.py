@@ -47,3 +47,18 @@ def test_add_branch_scales_kept_images(is_plain):
     assert 16 < kept.sum() < 48
     assert seen == [64 if is_plain else int(kept.sum())]
     torch.testing.assert_close(output[kept], x[kept] + 2 * torch.tanh(x[kept]))
+
+
+def test_every_parameter_of_a_dropped_branch_gets_a_gradient():
+    """Distributed training waits for all of them; plain and fast must agree on zero, not on None."""
+    branch = torch.nn.Linear(3, 3)
+    x = torch.randn(2, 3)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        if torch.empty(2).bernoulli_(0.1).sum() == 0:
+            torch.manual_seed(seed)
+            add_branch(x, branch, 0.9).sum().backward()
+            assert branch.weight.grad is not None
+            assert not branch.weight.grad.any()
+            return
+    pytest.fail("no seed drops all branches")

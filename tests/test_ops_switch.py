@@ -92,3 +92,15 @@ def test_plain_model_runs_on_ordinary_autograd(backbone):
     assert not [n for n in nodes_behind(expected) if isinstance(n, torch.autograd.function.BackwardCFunction)]
     torch.testing.assert_close(fast, expected)
     torch.testing.assert_close(gradients, expected_gradients)
+
+
+def test_compiled_model_is_one_graph():
+    """The switch cannot be traced; a compiled model runs the plain operations."""
+    from m2f_lab.model import build_model
+    from tests.toy_training import toy_recipe
+
+    model = build_model(toy_recipe().model).eval()
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    compiled = torch.compile(lambda images: model(images).class_logits[-1], backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images).class_logits[-1], rtol=1e-4, atol=1e-4)

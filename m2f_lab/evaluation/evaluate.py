@@ -14,6 +14,7 @@ from m2f_lab.evaluation.semantic import SemanticEvaluator
 from m2f_lab.inference import predict
 from m2f_lab.inference.predict import Model, evaluating
 from m2f_lab.recipes import Recipe
+from m2f_lab.references import is_reference, resolve_loaded
 
 
 def evaluate(
@@ -85,7 +86,10 @@ def evaluate(
 
 def _opened(recipe: Recipe, data: str | Path | Dataset, split: str | None) -> Dataset:
     if isinstance(data, str | Path):
-        return open_dataset(recipe.data.dataset, data, split or "val")
+        name = recipe.data.dataset
+        if is_reference(name):
+            resolve_loaded(name)  # the recipe may be a stranger's: nothing is imported because it says so
+        return open_dataset(name, data, split or "val")
     if split is not None:
         raise ValueError(f"split={split!r} belongs to a folder; a data set ({data}) is a split already.")
     return data

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2f_lab.ops import Linear, linear
+from m2f_lab.ops import Linear, checkpointed, linear
 
 
 def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Tensor:
@@ -37,12 +37,16 @@ def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Ten
     return torch.cat([y, x], dim=2).flatten(0, 1)
 
 
-def feedforward(dim: int, hidden_dim: int) -> nn.Sequential:
-    """The two-layer perceptron of a transformer layer."""
-    layers = nn.Sequential(Linear(dim, hidden_dim), nn.ReLU(), Linear(hidden_dim, dim))
-    for layer in (layers[0], layers[2]):
-        nn.init.xavier_uniform_(layer.weight)
-    return layers
+class Perceptron(nn.Sequential):
+    """Two-layer perceptron [..., C] → [..., C] whose hidden features are not kept for the backward pass."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__(Linear(dim, hidden_dim), nn.ReLU(), Linear(hidden_dim, dim))
+        for layer in (self[0], self[2]):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpointed(lambda x: self[1](self[0](x)), x, then=self[2])
 
 
 class Attention(nn.Module):

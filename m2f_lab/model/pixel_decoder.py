@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m2f_lab.model.deformable_attention import DeformableAttention
-from m2f_lab.model.layers import feedforward, sine_positions
+from m2f_lab.model.layers import Perceptron, sine_positions
 from m2f_lab.ops import checkpointed
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.structures import cell_centres, resize
@@ -26,7 +26,7 @@ class EncoderLayer(nn.Module):
         dim = config.hidden_dim
         self.attention = DeformableAttention(dim, config.num_heads, NUM_LEVELS, config.num_sampling_points)
         self.attention_norm = nn.LayerNorm(dim)
-        self.feedforward = feedforward(dim, config.encoder_feedforward_dim)
+        self.feedforward = Perceptron(dim, config.encoder_feedforward_dim)
         self.feedforward_norm = nn.LayerNorm(dim)
 
     def forward(
@@ -35,8 +35,7 @@ class EncoderLayer(nn.Module):
         """Features [B, S, C] in and out; the other arguments are those of `DeformableAttention`."""
         attended, _, _ = self.attention(features, positions, reference_points, level_sizes)
         features = self.attention_norm(features + attended)
-        *hidden, last = self.feedforward
-        return self.feedforward_norm(features + checkpointed(nn.Sequential(*hidden), features, then=last))
+        return self.feedforward_norm(features + self.feedforward(features))
 
 
 class PixelDecoder(nn.Module):
@@ -98,8 +97,7 @@ class PixelDecoder(nn.Module):
             level.transpose(1, 2).unflatten(2, size)
             for level, size in zip(features.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
         ]
-        merged = checkpointed(self._merge, stride4, levels[-1])
-        return checkpointed(self._project, merged), levels
+        return checkpointed(self._project, checkpointed(self._merge, stride4, levels[-1])), levels
 
     def _merge(self, stride4: Tensor, level: Tensor) -> Tensor:
         """Feature-pyramid step up to stride 4, and its convolution. → [B, C, H/4, W/4]"""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from m2f_lab.model.layers import Attention, feedforward, sine_positions
+from m2f_lab.model.layers import Attention, Perceptron, sine_positions
 from m2f_lab.model.pixel_decoder import NUM_LEVELS
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.structures import DecoderMemory, DecoderState, MaskLogits, resize
@@ -33,7 +33,7 @@ class DecoderLayer(nn.Module):
         self.cross_attention_norm = nn.LayerNorm(dim)
         self.self_attention = Attention(dim, config.num_heads)
         self.self_attention_norm = nn.LayerNorm(dim)
-        self.feedforward = feedforward(dim, config.decoder_feedforward_dim)
+        self.feedforward = Perceptron(dim, config.decoder_feedforward_dim)
         self.feedforward_norm = nn.LayerNorm(dim)
 
     def forward(

@@ -147,6 +147,7 @@ def sample_by_kernel(values: Tensor, level_sizes: list[tuple[int, int]], locatio
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a table that was first made for inference must serve training as well
 def level_table(level_sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """Height, width and first cell of each level, on the device: copied once per size, not once per call. [L, 3]"""
     starts = [sum(h * w for h, w in level_sizes[:i]) for i in range(len(level_sizes))]

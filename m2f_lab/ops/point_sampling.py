@@ -102,7 +102,6 @@ class _Sample(torch.autograd.Function):
 BORDER = (1, 2, 1, 2)  # one pixel before and two behind: the upper left neighbour may already be outside
 
 
-@torch.no_grad()
 def sample_segments(maps: Tensor, num_segments: int, points: Tensor, padded_size: tuple[int, int]) -> Tensor:
     """Sample ground-truth masks at points, zero outside, as if they were padded to the image.
 

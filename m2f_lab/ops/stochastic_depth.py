@@ -35,7 +35,5 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) 
     rows = kept.nonzero().flatten()
     if len(rows) == len(x):
         return torch.add(x, branch(x), alpha=1 / (1 - drop_rate))
-    if len(rows) == 0:
-        return x
-    rows = rows.to(x.device, non_blocking=True)
+    rows = rows.to(x.device, non_blocking=True)  # none at all is fine: every parameter gets a gradient, of zero
     return x.index_add(0, rows, branch(x.index_select(0, rows)).to(x.dtype), alpha=1 / (1 - drop_rate))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 OPERATIONS = (
     "add_branch",
     "checkpointed",
@@ -23,7 +25,12 @@ _plain: ContextVar[frozenset[str]] = ContextVar("plain_operations", default=froz
 
 
 def is_plain(operation: str | None = None) -> bool:
-    """True where the plain version of an operation has to run; without a name: where all of them have to."""
+    """True where the plain version of an operation has to run; without a name: where all of them have to.
+
+    Under `torch.compile` all have to: it fuses what it is given, and cannot trace the switch itself.
+    """
+    if torch.compiler.is_compiling():
+        return True
     chosen = _plain.get()
     return chosen.issuperset(OPERATIONS) if operation is None else operation in chosen
 

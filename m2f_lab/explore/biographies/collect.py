@@ -22,6 +22,7 @@ from m2f_lab.explore.parts.labels import known_classes
 from m2f_lab.explore.parts.reading import grid_size, read_masks, winning_queries
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 from m2f_lab.inference.predict import device_of, evaluating
+from m2f_lab.references import is_reference, resolve_loaded
 from m2f_lab.structures import Output
 from m2f_lab.training import Run
 
@@ -174,6 +175,8 @@ def biographies_of(
     """
     run = run if isinstance(run, Run) else Run(run)
     recipe, folder = run.recipe, run.path / "biographies"
+    if is_reference(recipe.data.dataset):
+        resolve_loaded(recipe.data.dataset)  # the run may be a stranger's: nothing is imported because it says so
     dataset = open_dataset(recipe.data.dataset, data_root, split, strict=False)
     sizes = {"shortest_edge": recipe.evaluation.shortest_edge, "longest_edge": recipe.evaluation.longest_edge}
     names = [dataset.sample_name(index) for index in range(len(dataset))][:limit]
