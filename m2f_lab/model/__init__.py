@@ -4,13 +4,12 @@ from m2f_lab.model.backbone import Backbone
 from m2f_lab.model.eomt import EoMT, build_eomt
 from m2f_lab.model.mask2former import Mask2Former, build_model
 from m2f_lab.model.pixel_decoder import PixelDecoder
-from m2f_lab.model.transformer_decoder import DecoderLayer, DecoderMemory, TransformerDecoder
+from m2f_lab.model.transformer_decoder import DecoderLayer, TransformerDecoder
 from m2f_lab.recipes import ModelConfig
 
 __all__ = [
     "Backbone",
     "DecoderLayer",
-    "DecoderMemory",
     "EoMT",
     "Mask2Former",
     "ModelConfig",

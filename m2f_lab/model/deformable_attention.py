@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from m2f_lab.ops import Linear, deformable_sampling
+from m2f_lab.ops import Linear, checkpointed, deformable_sampling
 
 
 class DeformableAttention(nn.Module):
@@ -59,7 +59,7 @@ class DeformableAttention(nn.Module):
             their weights [B, S, heads, L, P], which sum to 1 over L and P.
         """
         values = self.value_projection(features).unflatten(2, (self.num_heads, -1))  # (B, S, heads, D)
-        offsets, weights = self.offsets_and_weights(features + positions)
+        offsets, weights = self.offsets_and_weights(features, positions)
         # Offsets are in pixels of their level. Sizes and centres are repeated: a CPU is slow at broadcasting pairs.
         pixels = reference_points.new_tensor([[(width, height)] * self.num_points for height, width in level_sizes])
         centres = reference_points[:, None, None, None].repeat(1, 1, *pixels.shape[:2], 1)  # (S, 1, L, P, 2)
@@ -67,8 +67,10 @@ class DeformableAttention(nn.Module):
         attended = deformable_sampling(values, level_sizes, locations, weights)
         return self.output_projection(attended.flatten(2)), locations, weights
 
-    def offsets_and_weights(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def offsets_and_weights(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets of the points, in pixels [B, S, heads, L, P, 2], and their weights [B, S, heads, L, P]."""
-        offsets = self.sampling_offsets(queries).unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
-        weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=3)
+        offsets = checkpointed(torch.add, features, positions, then=self.sampling_offsets)
+        scores = checkpointed(torch.add, features, positions, then=self.attention_weights)
+        offsets = offsets.unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
+        weights = scores.unflatten(2, (self.num_heads, -1)).softmax(dim=3)
         return offsets, weights.unflatten(3, offsets.shape[3:5])

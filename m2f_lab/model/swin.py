@@ -64,7 +64,6 @@ class SwinBlock(nn.Module):
         return self.mlp.drop2(checkpointed(self.hidden_features, x, then=self.mlp.fc2))
 
     def hidden_features(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] → [B, H, W, 4 * C]"""
         return self.mlp.norm(self.mlp.drop1(self.mlp.act(self.mlp.fc1(self.norm2(x)))))
 
 

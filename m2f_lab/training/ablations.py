@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from m2f_lab.loss import Criterion, Divisors, Matching, build_criterion, sees_output
 from m2f_lab.loss.terms import dice, mask
-from m2f_lab.model import Backbone, DecoderLayer, DecoderMemory, Mask2Former, PixelDecoder, TransformerDecoder
+from m2f_lab.model import Backbone, DecoderLayer, Mask2Former, PixelDecoder, TransformerDecoder
 from m2f_lab.recipes import ModelConfig, Recipe
-from m2f_lab.structures import DecoderState, Output, Target, cell_centres
+from m2f_lab.structures import DecoderMemory, DecoderState, Output, Target, cell_centres
 
 
 class Unmasked(TransformerDecoder):

@@ -116,7 +116,7 @@ def divided_by_height_and_width(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Equations 2 and 3 of Deformable DETR, but for the line that is marked."""
     values = self.value_projection(features).unflatten(2, (self.num_heads, -1))
-    offsets, weights = self.offsets_and_weights(features + positions)
+    offsets, weights = self.offsets_and_weights(features, positions)
     pixels = reference_points.new_tensor(level_sizes)  # here: (height, width), though offsets are (x, y)
     locations = reference_points[:, None, None, None] + offsets / pixels[:, None]
     attended = deformable_sampling(values, level_sizes, locations, weights)
