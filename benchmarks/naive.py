@@ -14,7 +14,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from m2f_lab.loss import Criterion, terms
-from m2f_lab.ops.mask_costs import costs_of_logits
 from m2f_lab.structures import Output, sample_points
 
 Pairs = list[tuple[Tensor, Tensor]]  # queries and segments of each image
@@ -23,6 +22,15 @@ Pairs = list[tuple[Tensor, Tensor]]  # queries and segments of each image
 def read(masks: Tensor, points: Tensor) -> Tensor:
     """Every mask at its own points. [N, H, W], [N, P, 2] → [N, P]"""
     return sample_points(masks.unsqueeze(1), points).squeeze(1)
+
+
+def costs_of_logits(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice of every mask with every segment. [M, P], [T, P] → [M, T], [M, T]"""
+    inside, outside = F.softplus(-logits), F.softplus(logits)  # -log p, -log(1 - p)
+    cross_entropy = (inside @ truth.T + outside @ (1 - truth).T) / logits.shape[1]
+    probability = logits.sigmoid()
+    dice = 1 - (2 * probability @ truth.T + 1) / (probability.sum(1, keepdim=True) + truth.sum(1) + 1)
+    return cross_entropy, dice
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from m2f_lab.loss import Criterion
 from m2f_lab.recipes import OptimizationConfig
 from m2f_lab.structures import Target
 from m2f_lab.training.loop import peak_memory
-from m2f_lab.training.optimizer import build_optimizer, clipped_step
+from m2f_lab.training.optimizer import build_optimizer, clip_gradient, update_weights
 from m2f_lab.training.planning.memory import keep_freed_memory
 
 NUM_IMAGES, NUM_SEGMENTS = {"cpu": 2, "cuda": 16}, 8
@@ -59,7 +59,7 @@ def our_step(options: argparse.Namespace) -> Callable[[], float]:
             output = model(images)
         total = criterion(output, targets)["total"]
         total.backward()
-        clipped_step(optimizer, scaler, model, config.clip_norm)
+        update_weights(optimizer, scaler, clip_gradient(optimizer, scaler, model, config.clip_norm).item())
         return total.item()
 
     return step

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -234,8 +235,7 @@ class Target:
         Returns:
             [T, P]
         """
-        maps = self.masks if self.id_map is None else self.id_map
-        return sample_segments(maps, self.num_segments, points, padded_size)
+        return segments_at([self], points.unsqueeze(0), padded_size)[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         return Target(*(None if t is None else t.to(device, non_blocking=non_blocking) for t in self._tensors))
@@ -246,6 +246,37 @@ class Target:
     @property
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return self.labels, self.masks, self.id_map
+
+
+def segments_at(targets: Sequence[Target], points: Tensor, padded_size: tuple[int, int]) -> Tensor:
+    """Shares of the segments of several images at points; see `Target.at`.
+
+    Args:
+        targets: ground truth of B images
+        points: (x, y) in [0, 1] of the padded images. [B, P, 2]
+        padded_size: their height and width in pixels
+
+    Returns:
+        [B, T, P]; T is that of the target with the most segments, and what others have beyond their own means nothing.
+    """
+    num_segments = max(target.num_segments for target in targets)
+    if all(target.id_map is not None for target in targets):
+        maps = [target.id_map for target in targets]
+    else:
+        maps = [target.dense() for target in targets]
+    if len(maps) == 1:
+        maps = maps[0].unsqueeze(0)
+    else:
+        none = 0 if maps[0].dtype == torch.bool else torch.iinfo(maps[0].dtype).max
+        largest = [max(sizes) for sizes in zip(*(each.shape for each in maps), strict=True)]
+        maps = torch.stack([_grow(each, largest, none) for each in maps])
+    return sample_segments(maps, num_segments, points, padded_size)
+
+
+def _grow(maps: Tensor, size: Sequence[int], value: int) -> Tensor:
+    """Pad at the end of each axis to a size."""
+    missing = [wanted - have for wanted, have in zip(size, maps.shape, strict=True)]
+    return F.pad(maps, [n for each in reversed(missing) for n in (0, each)], value=value) if any(missing) else maps
 
 
 class DecoderState(NamedTuple):
@@ -338,7 +369,7 @@ class PredictionGroup(NamedTuple):
     """Predictions that share their mask features.
 
     Attributes:
-        predictions: numbers of l of them, in ascending order. [l]
+        predictions: numbers of l of them, in ascending order, on the CPU. [l]
         embeddings: [B, l, Q, C]
         features: [B, C, H, W]
     """
@@ -351,10 +382,11 @@ class PredictionGroup(NamedTuple):
         """The pairs of these predictions, as indices into a matching. [m]"""
         return torch.isin(matching.prediction, self.predictions).nonzero().squeeze(1)
 
-    def embeddings_of(self, matching: Matching, pairs: Tensor) -> Tensor:
-        """Mask embeddings of some of these pairs. [m] → [m, C]"""
+    def rows(self, matching: Matching, pairs: Tensor) -> Tensor:
+        """Places of the queries of these pairs among all of `embeddings`, flattened. [m]"""
+        num_predictions, num_queries = self.embeddings.shape[1:3]
         place = torch.searchsorted(self.predictions, matching.prediction[pairs])
-        return self.embeddings[matching.image[pairs], place, matching.query[pairs]]
+        return (matching.image[pairs] * num_predictions + place) * num_queries + matching.query[pairs]
 
 
 @dataclass(frozen=True)
@@ -433,12 +465,20 @@ class Output:
         No mask is multiplied out for it: by Cauchy and Schwarz, |e · f| ≤ ‖e‖ ‖f‖.
         """
         class_logits = torch.stack(self.class_logits, dim=1)  # (B, L, Q, K+1)
-        bound = class_logits.new_empty(class_logits.shape[:2])
+        bounds = []
         for group in self.groups():
             # As they lie: flattened, the features would be copied.
             lengths = torch.linalg.vector_norm(group.features, dim=(1, 2, 3))
-            bound[:, group.predictions] = group.embeddings.flatten(2).norm(dim=2) * lengths.unsqueeze(1)
-        return class_logits.isfinite().flatten(2).all(2), bound.isfinite()
+            bounds.append(group.embeddings.flatten(2).norm(dim=2) * lengths.unsqueeze(1))
+        return class_logits.isfinite().flatten(2).all(2), self.in_order(bounds).isfinite()
+
+    def in_order(self, of_groups: Sequence[Tensor]) -> Tensor:
+        """Put what was computed for each of `groups` into the order of predictions. [B, l, …] each → [B, L, …]"""
+        if len(of_groups) == 1:
+            return of_groups[0]
+        numbers = torch.cat([group.predictions for group in self.groups()]).tolist()
+        columns = [column for values in of_groups for column in values.unbind(1)]
+        return torch.stack([column for _, column in sorted(zip(numbers, columns, strict=True), key=itemgetter(0))], 1)
 
 
 class NonFiniteError(FloatingPointError):

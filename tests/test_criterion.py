@@ -114,6 +114,21 @@ PATHS = {
 on_all_paths = pytest.mark.parametrize("path", PATHS)
 
 
+@on_all_paths
+def test_images_together_lose_what_they_lose_one_by_one(monkeypatch, output, targets, criterion, path):
+    """On a GPU all images of a batch are compared at once, padded to the most segments."""
+    switch, options = PATHS[path]
+    results = []
+    for at_once in (1, 2, 3):
+        monkeypatch.setattr("m2f_lab.ops.at_once.IMAGES_ON_CPU", at_once)
+        torch.manual_seed(0)
+        with switch():
+            losses = replace(criterion, **options)(output, targets)
+            results.append((losses, torch.autograd.grad(losses["total"], leaves(output))))
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+
+
 # --- the official numbers ---------------------------------------------------------------------------------------------
 
 

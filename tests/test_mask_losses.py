@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from m2f_lab import ops
 from m2f_lab.loss import terms
 from m2f_lab.loss.points import shared_points
-from m2f_lab.ops import PairGroup, PointSampler, at_chosen_points, mask_and_dice, sample_points, select_uncertain
+from m2f_lab.ops import (
+    PairGroup,
+    PointSampler,
+    at_chosen_points,
+    mask_and_dice,
+    sample_points,
+    select_uncertain,
+    with_pairs,
+)
 
 C, SIZE = 3, (6, 9)
 
@@ -27,9 +37,10 @@ def points() -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sample_points_equals_grid_sample_and_its_gradient(points, dtype):
-    maps = torch.randn(SIZE[0] * SIZE[1], 4, dtype=dtype, requires_grad=True)
+    points = torch.stack([points, points.flip(0) ** 2])
+    maps = torch.randn(2, SIZE[0] * SIZE[1], 4, dtype=dtype, requires_grad=True)
     sampler = PointSampler(points.to(dtype), SIZE)
-    values = torch.randn(len(points), 4, dtype=dtype)
+    values = torch.randn(2, points.shape[1], 4, dtype=dtype)
     with ops.plain():
         expected = sample_points(maps, sampler)
         (expected_gradient,) = torch.autograd.grad(expected, maps, values)
@@ -41,13 +52,15 @@ def test_sample_points_equals_grid_sample_and_its_gradient(points, dtype):
 
 
 def test_sample_points_gradcheck(points):
-    maps = torch.randn(SIZE[0] * SIZE[1], 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: sample_points(x, PointSampler(points, SIZE)), maps)
+    maps = torch.randn(1, SIZE[0] * SIZE[1], 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: sample_points(x, PointSampler(points[None], SIZE)), maps)
 
 
 def test_scatter_add_gives_pixels_without_points_nothing():
-    sampler = PointSampler(torch.tensor([[0.5, 0.5]]), (5, 5))  # the centre of the pixel in the middle
-    assert sampler.scatter_add(torch.ones(1, 2)).nonzero().tolist() == [[12, 0], [12, 1]]
+    sampler = PointSampler(torch.tensor([[[0.5, 0.5]]]), (5, 5))  # the centre of the pixel in the middle
+    for switch in (nullcontext, ops.plain):
+        with switch():
+            assert sampler.scatter_add(torch.ones(1, 1, 2))[0].nonzero().tolist() == [[12, 0], [12, 1]]
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
@@ -77,24 +90,35 @@ def test_select_uncertain_takes_k_points_where_all_are_equally_certain():
 
 
 def problem(num_segments: tuple[int, ...] = (3, 0, 2), share: float = 0.75, num_points: int = 20) -> tuple:
-    """Arguments of `mask_and_dice`: images with two pairs per segment."""
+    """Arguments of `mask_and_dice`: images with two pairs per segment, one at a time."""
     features = torch.randn(len(num_segments), C, *SIZE, dtype=torch.float64, requires_grad=True)
     embeddings = torch.randn(2 * sum(num_segments), C, dtype=torch.float64, requires_grad=True)
-    groups = []
+    points, *numbers = shared_points(len(num_segments), num_points, 3.0, share, like=features)
+    drawn, segments = [], []
     for image, number in enumerate(num_segments):
-        points, *numbers = shared_points(num_points, 3.0, share, like=features)
-        truth = torch.rand(number, len(points), dtype=torch.float64)
-        segments = torch.cat([torch.randperm(number), torch.randperm(number)])
-        groups.append(PairGroup(image, points, truth, *numbers, segments))
-    return features, embeddings, groups
+        truth = torch.rand(1, number, points.shape[1], dtype=torch.float64)
+        drawn.append(PairGroup(slice(image, image + 1), points[image : image + 1], truth, *numbers))
+        segments.append(torch.cat([torch.randperm(number), torch.randperm(number)]))
+    place = torch.arange(len(segments)).repeat_interleave(torch.tensor([len(each) for each in segments]))
+    return features, embeddings, with_pairs(drawn, place, torch.cat(segments))
+
+
+def together(groups: list[PairGroup]) -> list[PairGroup]:
+    """All images in one group, padded."""
+    truth = pad_sequence([group.truth[0] for group in groups], batch_first=True)
+    points = torch.cat([group.points for group in groups])
+    images = slice(groups[0].images.start, groups[-1].images.stop)
+    drawn = replace(groups[0], images=images, points=points, truth=truth, segments=None, real=None)
+    place = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.num_pairs for group in groups]))
+    return with_pairs([drawn], place, torch.cat([group.segments[0] for group in groups]))
 
 
 def by_autograd(features: Tensor, embeddings: Tensor, groups: list[PairGroup]) -> tuple[Tensor, Tensor]:
     """The terms as they are read, with the plain operations."""
     results = []
     with ops.plain():
-        for group, own in zip(groups, embeddings.split([len(group.segments) for group in groups]), strict=True):
-            logits, truth = at_chosen_points(features[group.image], own, group)
+        for group, own in zip(groups, embeddings.split([group.num_pairs for group in groups]), strict=True):
+            logits, truth = at_chosen_points(features, own, group)
             results.append(torch.stack([terms.mask(logits, truth), terms.dice(logits, truth)]))
     return tuple(torch.cat(results, dim=1))
 
@@ -125,19 +149,27 @@ def test_mask_and_dice_equals_autograd_in_values_and_gradients(share, dtype, lay
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def same_losses_and_gradients(leaves: tuple[Tensor, Tensor], some: list[PairGroup], other: list[PairGroup]) -> None:
+    results = [mask_and_dice(*leaves, groups) for groups in (some, other)]
+    weights = torch.rand(len(leaves[1]), dtype=torch.float64)  # of every pair its own
+    gradients = [torch.autograd.grad((weights * (mask + 2 * dice)).sum(), leaves) for mask, dice in results]
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_groups_of_one_image_add_up():
-    features, embeddings, (group, *_) = problem((3, 0, 0))
-    halves = [replace(group, segments=part) for part in group.segments.split([2, 4])]
-    together = mask_and_dice(features, embeddings, [group])
-    apart = mask_and_dice(features, embeddings, halves)
-    for one, other in zip(together, apart, strict=True):
-        torch.testing.assert_close(one, other)
-    for one, other in zip(
-        torch.autograd.grad(sum(together).sum(), (features, embeddings)),
-        torch.autograd.grad(sum(apart).sum(), (features, embeddings)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other)
+    features, embeddings, (group,) = problem((3, 0, 0))
+    halves = [replace(group, segments=part) for part in group.segments.split([2, 4], dim=1)]
+    same_losses_and_gradients((features, embeddings), [group], halves)
+
+
+@pytest.mark.parametrize("num_segments", [(3, 2), (1, 3, 2), (2, 2)])
+def test_images_together_lose_what_they_lose_one_by_one(num_segments):
+    features, embeddings, groups = problem(num_segments)
+    padded = together(groups)
+    assert (padded[0].real is None) == (len(set(num_segments)) == 1)
+    same_losses_and_gradients((features, embeddings), groups, padded)
+    torch.testing.assert_close(mask_and_dice(features, embeddings, padded), by_autograd(features, embeddings, padded))
 
 
 def test_mask_and_dice_gradcheck():
@@ -168,8 +200,10 @@ def test_nothing_to_compare(threads, count):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        features, embeddings, groups = problem((0, 0))
-        mask, dice = mask_and_dice(features, embeddings, groups[:count])
+        features, embeddings, _ = problem((0, 0))
+        empty = torch.zeros(1, 0, dtype=torch.long)
+        group = PairGroup(slice(0, 1), torch.rand(1, 20, 2), torch.zeros(1, 0, 20).double(), 15, 10, empty)
+        mask, dice = mask_and_dice(features, embeddings, [group] * count)
         assert mask.shape == dice.shape == (0,)
         (mask.sum() + dice.sum()).backward()
         assert not features.grad.any()
@@ -177,14 +211,14 @@ def test_nothing_to_compare(threads, count):
         torch.set_num_threads(before)
 
 
-def test_logits_do_not_wait_for_the_backward():
+def test_candidates_do_not_wait_for_the_backward():
     features, embeddings, groups = problem(num_points=2000)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         mask_and_dice(features, embeddings, groups)
-    chosen = [t for t in kept if t is not features and t is not embeddings]
-    assert all(t.dtype == torch.int32 for t in chosen if t.numel() > features.numel())  # indices, and no logits
-    assert sum(t.numel() for t in chosen) <= len(embeddings) * 2000 + features.numel() + embeddings.numel()
+    of_masks = [t for t in kept if t is not features and t is not embeddings and t.numel() > features.numel()]
+    assert sorted(str(t.dtype) for t in of_masks) == 2 * ["torch.float64"] + 2 * ["torch.int32"]
+    assert sum(t.numel() for t in of_masks) == 2 * len(embeddings) * 2000  # of three times as many candidates
 
 
 def test_the_gradient_stays_in_float32_under_autocast():

@@ -6,7 +6,6 @@ import itertools
 import json
 from contextlib import nullcontext
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -114,7 +113,7 @@ def test_costs_and_assignments_equal_the_official_ones(golden, prediction, switc
 @pytest.mark.parametrize("at_once", [10_000, 7], ids=["all at once", "seven points at a time"])
 @plain_and_fast
 def test_all_predictions_cost_what_they_cost_one_by_one(monkeypatch, output, targets, at_once, switch):
-    monkeypatch.setattr(import_module("m2f_lab.ops.mask_costs"), "POINTS_ON_CPU", at_once)
+    monkeypatch.setattr("m2f_lab.ops.at_once.POINTS_ON_CPU", at_once)
     points = torch.rand(3, 100, 2)
     with switch():
         costs = Matcher().costs(output, targets, points)

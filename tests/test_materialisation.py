@@ -99,13 +99,13 @@ def test_inference_makes_the_last_masks_only_and_those_row_by_row(model, image):
 
 
 def test_a_matcher_that_multiplies_out_is_caught(model, monkeypatch):
-    costs = Matcher.costs
+    start = Matcher.start
 
     def dense_costs(self, output, *arguments):
         output.masks[0].dense()
-        return costs(self, output, *arguments)
+        return start(self, output, *arguments)
 
-    monkeypatch.setattr(Matcher, "costs", dense_costs)
+    monkeypatch.setattr(Matcher, "start", dense_costs)
     with MaskTables() as watch:
         train(model)
     assert watch.found

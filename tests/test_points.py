@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from m2f_lab import ops
 from m2f_lab.loss.points import random_points, shared_points
-from m2f_lab.structures import IGNORE, Target, sample_points
+from m2f_lab.structures import IGNORE, Target, sample_points, segments_at
 
 PADDED = (20, 28)
 
@@ -41,17 +38,12 @@ def awkward_points(dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.cat([torch.cartesian_prod(*edges), torch.rand(200, 2, dtype=torch.float64)]).to(dtype)
 
 
-plain_and_fast = pytest.mark.parametrize("switch", [nullcontext, ops.plain], ids=["fast", "plain"])
-
-
-@plain_and_fast
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [(17, 23), PADDED, (1, 1)], ids=["smaller", "padded size", "one pixel"])
-def test_sample_segments_equals_grid_sample_on_padded_masks(size, dtype, switch):
+def test_sample_segments_equals_grid_sample_on_padded_masks(size, dtype):
     target = id_map_target(*size)
     points = awkward_points(dtype)
-    with switch():
-        result = target.at(points, PADDED)
+    result = target.at(points, PADDED)
     assert result.dtype == dtype
     tolerance = 1e-12 if dtype == torch.float64 else 5e-6
     torch.testing.assert_close(result, dense_reference(target, points, PADDED), rtol=0, atol=tolerance)
@@ -87,31 +79,39 @@ def test_sample_segments_reads_overlapping_masks():
     torch.testing.assert_close(target.at(points, PADDED), dense_reference(target, points, PADDED))
 
 
-@plain_and_fast
-def test_a_sample_is_a_vote_of_four_pixels(switch):
+def test_a_sample_is_a_vote_of_four_pixels():
     # The corner between four pixels of a 2 × 2 image; one of them belongs to no segment.
     target = Target.from_id_map(torch.tensor([[0, 1], [1, 255]]), torch.tensor([7, 8]))
-    with switch():
-        assert target.at(torch.tensor([[0.5, 0.5]]), (2, 2)).tolist() == [[0.25], [0.5]]
+    assert target.at(torch.tensor([[0.5, 0.5]]), (2, 2)).tolist() == [[0.25], [0.5]]
 
 
-@plain_and_fast
-def test_sample_segments_without_segments(switch):
+def test_sample_segments_without_segments():
     none = torch.zeros(0, dtype=torch.long)
     for empty in (
         Target.from_id_map(torch.full((4, 4), 255), none),
         Target(none, masks=torch.zeros(0, 4, 4, dtype=torch.bool)),
     ):
-        with switch():
-            assert empty.at(torch.rand(6, 2), (4, 4)).shape == (0, 6)
+        assert empty.at(torch.rand(6, 2), (4, 4)).shape == (0, 6)
+
+
+def test_segments_of_several_images_are_padded_to_the_largest():
+    targets = [id_map_target(17, 23, 5), id_map_target(12, 28, 2), id_map_target(20, 9, 0)]
+    points = torch.rand(3, 50, 2)
+    for kind in (targets, [Target(target.labels, masks=target.dense()) for target in targets]):
+        shares = segments_at(kind, points, PADDED)
+        assert shares.shape == (3, 5, 50)
+        for image, target in enumerate(kind):
+            assert torch.equal(shares[image, : target.num_segments], target.at(points[image], PADDED))
+    mixed = [targets[0], Target(targets[1].labels, masks=targets[1].dense())]
+    assert torch.equal(segments_at(mixed, points[:2], PADDED)[1, :2], targets[1].at(points[1], PADDED))
 
 
 def test_shared_points_puts_candidates_first_and_leaves_unwanted_ones_out():
     like = torch.zeros(1, dtype=torch.float64)
-    points, num_candidates, num_uncertain = shared_points(40, 3.0, 0.75, like)
-    assert (points.shape, points.dtype, num_candidates, num_uncertain) == ((130, 2), torch.float64, 120, 30)
-    points, num_candidates, num_uncertain = shared_points(40, 3.0, 0.0, like)
-    assert (len(points), num_candidates, num_uncertain) == (40, 0, 0)
+    points, num_candidates, num_uncertain = shared_points(3, 40, 3.0, 0.75, like)
+    assert (points.shape, points.dtype, num_candidates, num_uncertain) == ((3, 130, 2), torch.float64, 120, 30)
+    points, num_candidates, num_uncertain = shared_points(3, 40, 3.0, 0.0, like)
+    assert (points.shape, num_candidates, num_uncertain) == ((3, 40, 2), 0, 0)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -14,7 +14,7 @@ import torch
 
 import m2f_lab.training.loop as loop
 from m2f_lab.training import Run, train
-from m2f_lab.training.optimizer import clipped_step
+from m2f_lab.training.optimizer import update_weights
 from m2f_lab.training.step import TrainStep
 from tests.toy_training import (
     Recorder,
@@ -155,14 +155,14 @@ class TestInterrupt:
 
         def torn(*arguments):
             if next(calls) < iteration:
-                return clipped_step(*arguments)
+                return update_weights(*arguments)
             with torch.no_grad():
-                next(arguments[2].parameters()).zero_()
+                arguments[0].param_groups[0]["params"][0].zero_()
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("the second interrupt was not raised at once")
 
-        monkeypatch.setattr("m2f_lab.training.step.clipped_step", torn)
+        monkeypatch.setattr("m2f_lab.training.step.update_weights", torn)
         run = train(toy_recipe(), root, tmp_path / "run")
         assert run.iteration == kept
         assert (f"a checkpoint at iteration {kept}" if kept else "no checkpoint") in capsys.readouterr().out

@@ -7,7 +7,7 @@ P points, H/W height/width of the mask features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from m2f_lab.loss import terms
 from m2f_lab.loss.matcher import Matcher
 from m2f_lab.loss.points import shared_points
 from m2f_lab.recipes import Recipe
-from m2f_lab.structures import Matching, Output, Target
+from m2f_lab.structures import Matching, Output, Target, segments_at
 
 WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}
 """The paper's weights, in matching and in the loss."""
@@ -113,14 +113,16 @@ class Criterion:
             ValueError: output and targets do not belong together, or a label is no class.
         """
         output = output.float()
-        return self.losses(output, targets, self.matcher(output, targets), divisors=divisors)
+        match = self.matcher.start(output, targets)
+        drawn = self.draw(output, targets) if self.pointwise else None  # while a GPU works on these, the CPU assigns
+        return self.losses(output, targets, match(), drawn, divisors)
 
     def losses(
         self,
         output: Output,
         targets: Sequence[Target],
         matching: Matching,
-        points: Tensor | None = None,
+        points: Tensor | Sequence[ops.PairGroup] | None = None,
         divisors: Divisors | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a given matching; returns what a call returns.
@@ -128,7 +130,8 @@ class Criterion:
         Args:
             output, targets, divisors: as in a call
             matching: M pairs
-            points: where to compare each pair, (x, y) in [0, 1] of the padded image, instead of drawing them. [M, P, 2]
+            points: what `draw` returned; or where to compare each pair, (x, y) in [0, 1] of the padded image
+                [M, P, 2]; or None, to draw
         """
         if output.num_classes != self.num_classes:
             raise ValueError(
@@ -158,17 +161,17 @@ class Criterion:
         A query without a segment learns "no object", with its weight.
         """
         logits = torch.stack(output.class_logits)  # (L, B, Q, K+1)
+        _, batch, num_queries, _ = logits.shape
+        query = (matching.prediction * batch + matching.image) * num_queries + matching.query  # among those of all
         first = torch.tensor([0] + [target.num_segments for target in targets[:-1]]).cumsum(0)  # (B,)
-        segment = first[matching.image] + matching.segment  # among those of all images
-        where = torch.stack([matching.prediction, matching.image, matching.query, segment])
-        *pairs, segment = where.to(logits.device, non_blocking=True)
-        classes = torch.full(logits.shape[:-1], self.num_classes, device=logits.device)  # (L, B, Q)
-        classes[tuple(pairs)] = torch.cat([target.labels for target in targets]).long()[segment]
+        query, segment = ops.to_device([query, first[matching.image] + matching.segment], logits.device)
+        classes = torch.full((logits[..., 0].numel(),), self.num_classes, device=logits.device)  # (L*B*Q,)
+        classes[query] = torch.cat([target.labels for target in targets]).long()[segment]
 
         weight = logits.new_ones(self.num_classes + 1)
-        weight[-1] = self.no_object_weight
-        weight = weight[classes].flatten(1)  # (L, B*Q)
-        losses = self.class_term(logits.flatten(0, 2), classes.flatten()).view_as(weight)
+        weight[self.num_classes :] = self.no_object_weight
+        weight = weight[classes].view(len(logits), -1)  # (L, B*Q)
+        losses = self.class_term(logits.flatten(0, 2), classes).view_as(weight)
         return (losses * weight).sum(1), weight.sum(1)
 
     @property
@@ -177,44 +180,47 @@ class Criterion:
         return {name: term for name, term in self.terms.items() if not getattr(term, "sees_output", False)}
 
     def pointwise_sums(
-        self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
+        self,
+        output: Output,
+        targets: Sequence[Target],
+        matching: Matching,
+        points: Tensor | Sequence[ops.PairGroup] | None = None,
     ) -> dict[str, Tensor]:
-        """Compare all pairs at points, and add up those of each prediction. {name: [L]}"""
-        drawn, place = self.draw(output, targets, matching, points)
-        predictions = torch.arange(output.num_predictions)[:, None]  # (L, 1)
+        """Compare all pairs at points, and add up those of each prediction; arguments of `losses`. {name: [L]}"""
+        if isinstance(points, Tensor):  # of each pair its own
+            drawn, place = [], torch.arange(len(points))
+            for image, own in zip(matching.image.tolist(), points.unsqueeze(1), strict=True):
+                truth = segments_at([targets[image]], own, output.padded_size)
+                drawn.append(ops.PairGroup(slice(image, image + 1), own, truth))
+        else:
+            drawn, place = points or self.draw(output, targets), matching.image
+        predictions = torch.arange(output.num_predictions, device=output.masks[0].features.device)[:, None]  # (L, 1)
         sums = dict.fromkeys(self.pointwise, 0)
         for shared in output.groups():
             pairs = shared.pairs(matching)  # (m,)
-            segments = matching.segment[pairs].to(shared.features.device, non_blocking=True)
-            parts = segments.split(torch.bincount(place[pairs], minlength=len(drawn)).tolist())
-            groups = [replace(group, segments=own) for group, own in zip(drawn, parts, strict=True) if len(own)]
-            embeddings = shared.embeddings_of(matching, pairs)  # (m, C)
+            groups = ops.with_pairs(drawn, place[pairs], matching.segment[pairs])
+            rows, of_prediction = shared.rows(matching, pairs), matching.prediction[pairs]
+            rows, of_prediction = ops.to_device([rows, of_prediction], shared.features.device)
+            embeddings = shared.embeddings.flatten(0, 2).index_select(0, rows)  # (m, C)
             if self.pointwise == FUSED and not ops.is_plain("mask_and_dice"):
                 losses = dict(zip(FUSED, ops.mask_and_dice(shared.features, embeddings, groups), strict=True))
             else:
                 losses = ops.compare_pairs(self.pointwise, shared.features, embeddings, groups)
-            belongs = (matching.prediction[pairs] == predictions).to(shared.features, non_blocking=True)  # (L, m)
+            belongs = (of_prediction == predictions).to(shared.features)  # (L, m)
             sums = {name: sums[name] + belongs @ of_pairs for name, of_pairs in losses.items()}
         return sums
 
     @torch.no_grad()
-    def draw(
-        self, output: Output, targets: Sequence[Target], matching: Matching, points: Tensor | None = None
-    ) -> tuple[list[ops.PairGroup], Tensor]:
-        """Draw points for each image, or take those given for each pair [M, P, 2]; and read the segments there.
-
-        Returns:
-            Groups, without pairs yet; and the group of each pair, as an index. [M]
-        """
-        if points is None:
-            options = self.num_points, self.oversample_ratio, self.importance_sample_ratio, output.masks[0].features
-            drawn, place = [(image, *shared_points(*options)) for image in range(len(targets))], matching.image
-        else:
-            drawn, place = zip(matching.image.tolist(), points, strict=True), torch.arange(len(points))
+    def draw(self, output: Output, targets: Sequence[Target]) -> list[ops.PairGroup]:
+        """Draw points for each image, and read its segments there; groups without pairs, as these are not known yet."""
+        features, most = output.masks[0].features, max(target.num_segments for target in targets)
+        options = self.num_points, self.oversample_ratio, self.importance_sample_ratio
+        points, *numbers = shared_points(len(targets), *options, like=features)
+        num_pairs = output.num_predictions * min(most, output.masks[0].num_queries)
         return [
-            ops.PairGroup(image, own, targets[image].at(own, output.padded_size), *numbers)
-            for image, own, *numbers in drawn
-        ], place
+            ops.PairGroup(at, points[at], segments_at(targets[at], points[at], output.padded_size), *numbers)
+            for at in ops.images_at_once(len(targets), num_pairs * points.shape[1], features.device)
+        ]
 
 
 def average_num_masks(targets: Sequence[Target], device: torch.device) -> Tensor | int:

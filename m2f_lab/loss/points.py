@@ -18,9 +18,9 @@ def random_points(num_sets: int, num_points: int, like: Tensor) -> Tensor:
 
 
 def shared_points(
-    num_points: int, oversample_ratio: float, importance_sample_ratio: float, like: Tensor
+    num_sets: int, num_points: int, oversample_ratio: float, importance_sample_ratio: float, like: Tensor
 ) -> tuple[Tensor, int, int]:
-    """Draw the points from which all pairs of an image choose, most of them where a mask is undecided.
+    """Draw the points from which all pairs of an image choose, a set for each image; most where a mask is undecided.
 
     `oversample_ratio` times too many points are candidates. Each mask takes the share `importance_sample_ratio` of its
     points from them, those whose logits are nearest to 0, and then all points that follow the candidates.
@@ -29,11 +29,11 @@ def shared_points(
     certain of uniform candidates, so its loss has the same distribution, and masks and ground truth are read once.
 
     Returns:
-        Candidates and the rest, [N + R, 2]; N, the number of candidates; k, how many of them a mask keeps.
+        Candidates and the rest, [num_sets, N + R, 2]; N, the number of candidates; k, how many of them a mask keeps.
 
     Source: PointRend (Kirillov et al. 2020), section 3.1, "Training"; Mask2Former, section 3.3.
     """
     num_uncertain = int(num_points * importance_sample_ratio)
     num_candidates = int(num_points * oversample_ratio) if num_uncertain else 0
-    points = random_points(1, num_candidates + num_points - num_uncertain, like)[0]
+    points = random_points(num_sets, num_candidates + num_points - num_uncertain, like)
     return points, num_candidates, num_uncertain

@@ -36,6 +36,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return OneDnnLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """Dot products of all rows of `x` with all rows of `y`. [..., N, C], [..., M, C] → [..., N, M]"""
+    if x.shape[:-2].numel() == 1:  # one image, as always on a CPU
+        return linear(x, y.flatten(0, -2))
+    return x @ y.mT
+
+
 class Linear(nn.Linear):
     """`nn.Linear` by `linear`."""
 

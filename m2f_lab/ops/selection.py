@@ -18,14 +18,14 @@ def select_uncertain(logits: Tensor, k: int) -> Tensor:
     The plain version is `topk`. NumPy partitions on a CPU in a third of its time.
 
     Args:
-        logits: [M, N]
+        logits: [..., M, N]
         k: 0…N
 
     Returns:
-        Indices of candidates. int64 [M, k]
+        Indices of candidates. int64 [..., M, k]
 
     Source: PointRend (Kirillov et al. 2020), section 3.1.
     """
-    if is_plain("select_uncertain") or logits.device.type != "cpu" or not 0 < k < logits.shape[1]:
-        return logits.abs().topk(k, dim=1, largest=False, sorted=False).indices
-    return torch.from_numpy(logits.abs().numpy().argpartition(k - 1, axis=1)[:, :k])
+    if is_plain("select_uncertain") or logits.device.type != "cpu" or not 0 < k < logits.shape[-1]:
+        return logits.abs().topk(k, dim=-1, largest=False, sorted=False).indices
+    return torch.from_numpy(logits.abs().numpy().argpartition(k - 1, axis=-1)[..., :k])

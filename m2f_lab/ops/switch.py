@@ -14,9 +14,7 @@ OPERATIONS = (
     "deformable_sampling",
     "linear",
     "mask_and_dice",
-    "mask_costs",
     "sample_points",
-    "sample_segments",
     "select_uncertain",
 )
 """Names of the operations that exist twice; each is a function of `m2f_lab.ops`."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 _TIMEOUT = timedelta(hours=2)  # the other processes wait while the main one writes and reports
@@ -45,13 +45,12 @@ class DistributedContext:
             return model
         return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
-    def sum(self, values: list[float]) -> list[float]:
-        """Add up numbers over all processes."""
-        if self.size == 1:
-            return values
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.tolist()
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up a tensor over all processes, without waiting for a GPU."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from m2f_lab.recipes import OptimizationConfig
 
@@ -96,24 +96,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, iteration: int, config: 
     return config.learning_rate * factor
 
 
-def clipped_step(
+def clip_gradient(
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, model: nn.Module, clip_norm: float
-) -> float:
-    """Clip the gradient of the whole model to a norm of `clip_norm`, then update the weights.
+) -> Tensor:
+    """Clip the gradient of the whole model to a norm of `clip_norm`; return the norm before clipping, a scalar.
 
     One norm over all parameters, as in the published code, and not one per parameter or group: the direction of the
-    gradient is kept. A float16 scaler skips the update where the gradient is not finite, and scales less next time.
+    gradient is kept.
+    """
+    scaler.unscale_(optimizer)
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
 
-    Returns:
-        The norm before clipping.
+
+def update_weights(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, norm: float) -> None:
+    """Update the weights by a clipped gradient, whose norm was `norm`.
+
+    A float16 scaler skips the update where the gradient is not finite, and scales less next time.
 
     Raises:
         FloatingPointError: the gradient is not finite, and no float16 scaler explains it; no weight was changed.
     """
-    scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
     if not math.isfinite(norm) and not scaler.is_enabled():
         raise FloatingPointError(f"The norm of the gradient is {norm}.")
     scaler.step(optimizer)
     scaler.update()
-    return norm

@@ -15,15 +15,16 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from m2f_lab import ops
 from m2f_lab.data import Batch
 from m2f_lab.loss import Criterion, Divisors
 from m2f_lab.recipes import Recipe
 from m2f_lab.structures import Output
 from m2f_lab.training.distributed import DistributedContext
-from m2f_lab.training.optimizer import clipped_step, set_learning_rate
+from m2f_lab.training.optimizer import clip_gradient, set_learning_rate, update_weights
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class TrainStep:
         learning_rate = set_learning_rate(self.optimizer, iteration, config)
         self.optimizer.zero_grad(set_to_none=True)
         parts = split(batch, config.accumulation_steps)
-        divisors = None
-        sums: dict[str, Tensor | float] = {}
+        divisors, sums = None, 0.0
         try:
             for i, part in enumerate(parts):
                 with nullcontext() if i == len(parts) - 1 or self.world.size == 1 else self.model.no_sync():
@@ -77,14 +77,14 @@ class TrainStep:
                         divisors = whole_batch_divisors(batch, output, self.criterion.no_object_weight, self.world)
                     losses = self.criterion(output, part.targets, divisors)
                     self.scaler.scale(losses["total"]).backward()
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach()
-            values = self.world.sum(torch.stack(list(sums.values())).tolist())  # one transfer for all terms
-            norm = clipped_step(self.optimizer, self.scaler, self.model, config.clip_norm)
+                sums = sums + torch.stack(list(losses.values())).detach().double()
+            norm = clip_gradient(self.optimizer, self.scaler, self.model, config.clip_norm)
+            *values, norm = torch.cat([self.world.sum(sums), norm[None]]).tolist()  # one transfer for all numbers
+            update_weights(self.optimizer, self.scaler, norm)
         except FloatingPointError as error:
             names = ", ".join(f"{i} = {name}" for i, name in enumerate(part.names))
             raise FloatingPointError(f"Iteration {iteration}, images {names}. {error}") from error
-        row = {name: value / self.world.size for name, value in zip(sums, values, strict=True)}
+        row = {name: value / self.world.size for name, value in zip(losses, values, strict=True)}
         row = {"loss": row.pop("total")} | row
         return row | {"learning_rate": learning_rate, "gradient_norm": norm if math.isfinite(norm) else None}
 
@@ -128,8 +128,9 @@ def whole_batch_divisors(batch: Batch, output: Output, no_object_weight: float, 
     counts = [target.num_segments for target in batch.targets]
     matched = sum(min(count, num_queries) for count in counts)
     weight = matched + no_object_weight * (num_queries * len(counts) - matched)
-    queries, segments = (total / world.size for total in world.sum([weight, sum(counts)]))
-    return Divisors(queries, max(segments, 1.0))
+    (own,) = ops.to_device([torch.tensor([weight, sum(counts)], dtype=torch.float64)], world.device)
+    queries, segments = world.sum(own) / world.size
+    return Divisors(queries, segments.clamp(min=1))
 
 
 def split(batch: Batch, num_parts: int) -> list[Batch]:

@@ -61,8 +61,8 @@ def not_clamped(targets: Sequence[Target], device: torch.device) -> Tensor | int
 class Processes(DistributedContext):
     """Pretended processes: each has the same images as this one."""
 
-    def sum(self, values: list[float]) -> list[float]:
-        return [self.size * value for value in values]
+    def sum(self, values: Tensor) -> Tensor:
+        return self.size * values
 
 
 def weight_of_mask_losses(bench: Bench, divisors: Callable[..., Divisors]) -> Finding:
@@ -110,8 +110,8 @@ def costs_without_numbers(bench: Bench, costs: Callable) -> Finding:
     masks, size = _cpu_output(bench).masks, bench.output(0).padded_size
     points = torch.rand(1, Criterion(1).num_points, 2)
     truth = _target(bench).at(points[0], size)  # (T, P)
-    embeddings = torch.cat([of_prediction.embeddings for of_prediction in masks])  # (L, Q, C)
-    terms = costs(embeddings, sample_points(masks[-1].features, points)[0], truth)
+    embeddings = torch.cat([of_prediction.embeddings[0] for of_prediction in masks])  # (L*Q, C)
+    terms = costs(embeddings, sample_points(masks[-1].features, points)[0].T, truth)
     return Finding(100 * float((~sum(terms).isfinite()).float().mean()))
 
 
