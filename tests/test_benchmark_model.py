@@ -81,12 +81,12 @@ def test_ablation_switches_one_operation_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "turn", nullcontext)
     called = {"checkpointed": [0], "deformable_sampling": [0]}  # with everything, then by row
 
-    def measure(name, folder, small):
-        wholes = wholes_measured or [ablation.measure(ablation.WHOLE, folder, small)]
-        wholes_measured[:] = wholes
+    def measure(name, what, folder, small):
+        if what not in wholes_measured:
+            wholes_measured[what] = ablation.measure(ablation.WHOLE, what, folder, small)
         for calls in called.values():
             calls.append(0)
-        return wholes[0], ablation.measure(name, folder, small)
+        return wholes_measured[what], ablation.measure(name, what, folder, small)
 
     def counted(name, function):
         def counting(*arguments, **options):
@@ -95,19 +95,23 @@ def test_ablation_switches_one_operation_at_a_time(tmp_path, monkeypatch):
 
         return counting
 
-    wholes_measured = []
+    wholes_measured = {}
     monkeypatch.setattr(ablation, "measure_beside", measure)
     monkeypatch.setattr(memory, "checkpoint", counted("checkpointed", memory.checkpoint))
     monkeypatch.setattr(BagSampling, "apply", counted("deformable_sampling", BagSampling.apply))
     ablation.main(["--small"])
     (table,) = json.loads((tmp_path / "ablation.json").read_text())
-    assert [next(iter(row.values())) for row in table["rows"]] == list(ablation.WITHOUT)
+    rows = [(row["of"], row["without"]) for row in table["rows"]]
+    expected = [(ablation.STEP, name) for name in ablation.WITHOUT]
+    assert rows == expected + [(ablation.LOSS, name) for name in ablation.OF_THE_LOSS]
     assert set(ops.OPERATIONS) < set(ablation.WITHOUT)
-    losses = [float(row[column]) for row in table["rows"] for column in ("loss", "loss with it")]
-    assert max(losses) - min(losses) <= 0.011
+    for what in (ablation.STEP, ablation.LOSS):
+        own = [row for row in table["rows"] if row["of"] == what]
+        losses = [float(row[column]) for row in own for column in ("loss", "loss with it")]
+        assert max(losses) - min(losses) <= 0.011
     for name, calls in called.items():
-        rows = [ablation.WHOLE, *ablation.WITHOUT]
-        assert {row for row, count in zip(rows, calls, strict=True) if count == 0} == {name, ablation.ALL_PLAIN}
+        of_steps = dict(zip([ablation.WHOLE, *ablation.WITHOUT], calls, strict=False))
+        assert {row for row, count in of_steps.items() if count == 0} == {name, ablation.ALL_PLAIN}
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from m2f_lab.training import Run, train
 from m2f_lab.training import step as step_module
 from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.optimizer import build_optimizer
-from m2f_lab.training.step import TrainStep, autocast_dtype, split, whole_batch_divisors
+from m2f_lab.training.step import TrainStep, autocast_dtype, split, tensor_cores, whole_batch_divisors
 from tests.toy_training import (
     StopAt,
     all_tensors,
@@ -127,6 +127,14 @@ class TestParts:
             results.append(criterion(output, batch.targets, divisors))
         for name, value in results[0].items():
             torch.testing.assert_close(results[1][name], value, msg=name)
+
+    def test_float32_products_use_tensor_cores_only_beside_16_bits(self):
+        seen = []
+        for precision, device in ((torch.bfloat16, "cuda"), (torch.float32, "cuda"), (torch.bfloat16, "cpu")):
+            with tensor_cores(precision, torch.device(device)):
+                seen.append(torch.get_float32_matmul_precision())
+        assert seen == ["high", "highest", "highest"]
+        assert torch.get_float32_matmul_precision() == "highest"
 
     def test_split_keeps_the_order(self, root):
         batch = self.batch(root)
