@@ -5,8 +5,8 @@
 Float32 on a CPU. One row for each operation of `m2f_lab.ops`, one for all of them plain, and one for the memory that
 training keeps instead of giving it back. Operations of the loss have a second row: what they are worth in matching and
 losses alone, on as many images. With everything and without are processes of their own that take turns, call by call
-(see `benchmarks.peers`): the ratio is the median over the rounds, memory the peak of the process. The loss says that both
-compute the same. Appends the table to benchmarks/results/ablation.json.
+(see `benchmarks.peers`): the ratio is the median over the rounds, memory the peak of the process. The loss says that
+both compute the same. Appends the table to benchmarks/results/ablation.json.
 """
 
 from __future__ import annotations
