@@ -29,6 +29,7 @@ from m2f_lab.evaluation import evaluate
 from m2f_lab.recipes import Recipe
 from m2f_lab.references import reference_to, resolve, resolve_file
 from m2f_lab.training import ProgressBar, Run, plan, train
+from m2f_lab.training.distributed import is_main_process
 from m2f_lab.training.step import autocast_dtype
 from m2f_lab.weights import build_from, load_weights
 
@@ -121,7 +122,7 @@ def cli_train(options: argparse.Namespace) -> int:
     """Train a recipe. If --out holds a checkpoint of the same recipe, continue from it."""
     recipe = chosen_recipe(options)
     run = train(recipe, options.data_root, options.out, callbacks=[ProgressBar()], resume=options.resume)
-    return 0 if run.finished else 130
+    return 0 if not is_main_process() or run.finished else 130  # the others may run on machines without the folder
 
 
 def cli_plan(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -13,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from m2f_lab.data import open_dataset, training_batches
+from m2f_lab.data import Batch, open_dataset, training_batches
 from m2f_lab.loss import build_criterion
 from m2f_lab.ops import stochastic_depth
 from m2f_lab.recipes import Recipe
+from m2f_lab.training import train
 from m2f_lab.training.distributed import DistributedContext, distributed_context
 from m2f_lab.training.loop import model_to_train
 from m2f_lab.training.optimizer import build_optimizer
@@ -128,3 +130,40 @@ def _draw_as_one_process(world: DistributedContext, patch: pytest.MonkeyPatch) -
 def read_steps(folder: Path) -> list[dict[str, torch.Tensor]]:
     """What every process wrote in `take_steps`, by rank."""
     return [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
+
+
+def train_in_own_folder(recipe: str, root: str, out: str, stop: int | None = None) -> None:
+    """Train in `out/RANK`, as on machines without a shared disk, and write what happened to `out/RANK.json`.
+
+    Written are the iterations and learning rates of the steps, a digest of all weights after the last of them, and the
+    message of an error.
+
+    Args:
+        stop: a step before which all machines lose power.
+    """
+    step, steps, words = TrainStep.step, [], {}
+
+    def recorded(self: TrainStep, batch: Batch, iteration: int) -> dict:
+        if iteration == stop:
+            raise RuntimeError("power cut")
+        row = step(self, batch, iteration)
+        steps.append([iteration, row["learning_rate"]])
+        words["weights"] = digest(self.model.state_dict())
+        return row
+
+    rank = int(os.environ["RANK"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "step", recorded)
+        try:
+            train(Recipe.load(recipe), root, Path(out) / str(rank))
+        except (RuntimeError, ValueError) as error:
+            words["error"] = str(error)
+    (Path(out) / f"{rank}.json").write_text(json.dumps(words | {"steps": steps}))
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """One number for all bits of some tensors."""
+    found = hashlib.sha256()
+    for value in tensors.values():
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()

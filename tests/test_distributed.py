@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from m2f_lab.__main__ import main
 from m2f_lab.recipes import Recipe
+from m2f_lab.training import Run, train
 from tests.several_processes import read_steps, start_processes, take_steps
 from tests.test_backbone import SMALL_SWIN
-from tests.toy_training import assert_same_tensors, toy_recipe
+from tests.toy_training import assert_same_run, assert_same_tensors, toy_recipe
 
 
 def swin_recipe(drop_rate: float, batch_size: int, **optimization) -> Recipe:
@@ -72,3 +76,56 @@ def test_fifty_steps_with_stochastic_depth(root, tmp_path, size, images):
         assert_same_tensors(found, ranks[0])
     losses = [ranks[0][f"loss.{i}"].item() for i in range(50)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+RESUMED = swin_recipe(0.3, batch_size=2, max_iterations=6, evaluate_every=6, checkpoint_every=2)
+
+
+def train_in_own_folders(recipe: Recipe, root: Path, folder: Path, stop: int | None = None) -> list[dict]:
+    """Train in two processes with a folder each; what each of them says."""
+    folder.mkdir(exist_ok=True)
+    recipe.save(folder / "recipe.json")
+    start_processes("tests.several_processes:train_in_own_folder", 2, folder / "recipe.json", root, folder, stop)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def never_stopped(root, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train_in_own_folders(RESUMED, root, folder)
+    return folder
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["no checkpoint", "another checkpoint"])
+def test_without_a_shared_disk_all_go_on_from_the_main_ones_checkpoint(root, never_stopped, tmp_path, stale):
+    """Whatever the other process finds in a folder of its own."""
+    folder = tmp_path / "run"
+    first = train_in_own_folders(RESUMED, root, folder, stop=3)
+    assert [words["error"] for words in first] == ["power cut"] * 2
+    assert Run(folder / "0").iteration == 2
+    assert not (folder / "1").exists()
+    if stale:
+        shutil.copytree(never_stopped / "0", folder / "1")
+    expected = json.loads((never_stopped / "0.json").read_text())
+    assert [iteration for iteration, _ in expected["steps"]] == [0, 1, 2, 3, 4, 5]
+    for words in train_in_own_folders(RESUMED, root, folder):
+        assert words == expected | {"steps": expected["steps"][2:]}
+    assert_same_run(Run(folder / "0"), Run(never_stopped / "0"))
+
+
+def test_all_processes_raise_what_the_main_one_raises(root, tmp_path):
+    """None of them waits for another that has given up."""
+    run = train(RESUMED.vary(optimization=dict(max_iterations=1)), root, tmp_path / "run" / "0")
+    for words in train_in_own_folders(run.recipe.vary(seed=9), root, tmp_path / "run"):
+        assert "holds a run of another recipe" in words["error"]
+        assert "seed: 0 there, 9 here" in words["error"]
+
+
+def test_the_main_process_alone_reports_whether_a_run_is_finished(root, tmp_path, monkeypatch):
+    """The others may run on machines without its folder, and `torchrun` takes their status for a failure."""
+    toy_recipe(max_iterations=1).save(tmp_path / "recipe.json")
+    arguments = ["train", "--recipe", str(tmp_path / "recipe.json"), "--data-root", str(root), "--out"]
+    monkeypatch.setattr("m2f_lab.__main__.train", lambda *_, **__: Run(tmp_path / "elsewhere"))
+    assert main([*arguments, str(tmp_path / "run")]) == 1
+    monkeypatch.setenv("RANK", "1")
+    assert main([*arguments, str(tmp_path / "run")]) == 0

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.weights import load_weights, save_weights
 
 
@@ -67,11 +68,28 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scale
         ValueError: the checkpoint is of another model.
     """
     load_weights(model, folder)
-    _restore_optimizer(model, optimizer, load_file(folder / "training.safetensors"), folder)
+    _restore_optimizer(model, optimizer, load_file(file := folder / "training.safetensors"), file)
     words = json.loads((folder / "training.json").read_text())
     if words["scaler"]:
         scaler.load_state_dict(words["scaler"])
     return Progress(**words["progress"])
+
+
+def share(
+    world: DistributedContext, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Give all processes the main one's optimiser and scaler; the others may run on machines without its folder.
+
+    Weights and buffers are left out: `DistributedContext.wrap_ddp` sends those.
+    """
+    if world.size == 1:
+        return
+    scale = world.from_main(scaler.state_dict)
+    tensors = world.broadcast(_optimizer_tensors(model, optimizer))
+    if not world.is_main:
+        _restore_optimizer(model, optimizer, tensors, "the main process's checkpoint")
+        if scale:
+            scaler.load_state_dict(scale)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -84,7 +102,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], folder: Path
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], source: Path | str
 ) -> None:
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
@@ -92,7 +110,7 @@ def _restore_optimizer(
         kind, name = key.split(".", 1)
         if name not in parameters:
             raise ValueError(
-                f"{folder / 'training.safetensors'} holds the optimiser's state of {name!r}, but the model has "
+                f"{source} holds the optimiser's state of {name!r}, but the model has "
                 "no such parameter. The checkpoint was written by another version; start over in another folder."
             )
         parameter = parameters[name]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 _TIMEOUT = timedelta(hours=2)  # the other processes wait while the main one writes and reports
 
@@ -34,10 +37,36 @@ class DistributedContext:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def barrier(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
+    def from_main(self, function: Callable[[], T]) -> T:
+        """Call a function in the main process alone; all return what it returned, or raise what it raised.
+
+        Args:
+            function: returns something small, which is pickled on its way to the other processes.
+        """
+        if self.size == 1:
+            return function()
+        outcome: list = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def broadcast(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give all processes the main one's tensors; those of the others are ignored. They arrive on `device`."""
+        if self.size == 1:
+            return tensors
+        kinds = self.from_main(lambda: {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+        received = {}
+        for name, (shape, dtype) in kinds.items():
+            own = tensors[name].to(self.device) if self.is_main else torch.empty(shape, dtype=dtype, device=self.device)
+            received[name] = own.contiguous()
+            dist.broadcast(received[name], src=0)
+        return received
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """Wrap a model so that gradients are averaged over all processes; a single process gets the model itself."""
@@ -51,6 +80,11 @@ class DistributedContext:
             values = values.clone()
             dist.all_reduce(values)
         return values
+
+
+def is_main_process() -> bool:
+    """True in the process that writes files; `torchrun` numbers processes."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager

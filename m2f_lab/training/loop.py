@@ -56,7 +56,8 @@ def train(
     Args:
         recipe: everything that decides what the run does.
         data: the data set's folder, or two data sets, {"train": Dataset, "val": Dataset}.
-        out: the run's folder; `m2f_lab.training.run` describes its files.
+        out: the run's folder; `m2f_lab.training.run` describes its files. On several machines that of the main process
+            counts: it alone reads and writes it, and sends the others what it read.
         callbacks: objects that report on the run; see `m2f_lab.training.callbacks`.
         resume: "auto" continues from a checkpoint of this recipe in `out` if there is one; "must" insists on one;
             "never" deletes the run that is there.
@@ -81,9 +82,7 @@ def train(
         train_set, val_set = open_splits(recipe, data)  # missing validation data raise now, not hours later
         check_fit(recipe, train_set, world)
         check_fit(recipe, val_set, world)
-        if world.is_main:
-            open_run(run.path, recipe, resume)  # only now: "never" deletes
-        world.barrier()
+        world.from_main(lambda: open_run(run.path, recipe, resume))  # only now: "never" deletes
         session = Session(recipe, train_set, val_set, run, callbacks if world.is_main else (), world)
         session.notify("on_start", run)
         run.current_model = session.model
@@ -136,7 +135,8 @@ class Session:
         self.optimizer = build_optimizer(self.model, self.config)
         precision = autocast_dtype(self.config.precision, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == torch.float16)
-        self.progress = self._load_progress()
+        self.progress = world.from_main(self._load_progress)  # the other processes may not see its folder
+        checkpoint.share(world, self.model, self.optimizer, self.scaler)
         self.learner = TrainStep(
             recipe=recipe,
             model=world.wrap_ddp(self.model),
