@@ -63,7 +63,8 @@ def start_processes(function: str, size: int, *arguments, timeout: float = 240) 
 
 def take_steps(recipe: str, root: str, out: str, num_steps: int, static_sizes: bool = False) -> None:
     """Take training steps, and write to `out/RANK.safetensors` each step's gradients and loss, the final weights, and
-    how many branches this process dropped for all of its images ("lost").
+    how many branches this process dropped for all of its images ("lost") and in how many blocks of memory all gradients
+    lie ("blocks").
 
     Every process draws the points that a single one would draw, and drops the branches that a single one would drop
     for the same images.
@@ -103,6 +104,7 @@ def take_steps(recipe: str, root: str, out: str, num_steps: int, static_sizes: b
             tensors[f"loss.{iteration}"] = torch.tensor(row["loss"])
             tensors |= {f"gradient.{iteration}.{name}": p.grad.clone() for name, p in model.named_parameters()}
         tensors["lost"] = torch.tensor(sum(lost))
+        tensors["blocks"] = torch.tensor(len({p.grad.untyped_storage().data_ptr() for p in model.parameters()}))
         tensors |= {f"weight.{name}": p.detach() for name, p in model.named_parameters()}
         save_file(tensors, Path(out) / f"{world.rank}.safetensors")
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(hours=2)  # the other processes wait while the main one writes and reports
+_TIMEOUT = timedelta(minutes=30)  # the others wait while the main one writes and reports; a lost one is noticed
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,13 @@ class DistributedContext:
         """Wrap a model so that gradients are averaged over all processes; a single process gets the model itself."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            # Gradients lie where they are sent from, instead of being copied there. The graph is not declared static:
+            # the model may be anyone's, and change as it trains.
+            gradient_as_bucket_view=True,
+        )
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up a tensor over all processes, without waiting for a GPU."""
