@@ -1,4 +1,4 @@
-"""Training: one plain loop, checkpoints that continue exactly, callbacks that report, and a plan beforehand."""
+"""Training: one plain loop, checkpoints to continue from, callbacks that report, and a plan beforehand."""
 
 from m2f_lab.training.callbacks import Callback, ProgressBar
 from m2f_lab.training.loop import train

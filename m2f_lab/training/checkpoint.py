@@ -1,7 +1,7 @@
 """Checkpoints: folders that are complete or absent, and hold nothing but numbers and text.
 
     model.safetensors, config.json           the weights, as `m2f_lab.load_weights` reads them
-    training.safetensors, training.json      what else it takes to continue exactly
+    training.safetensors, training.json      what else it takes to continue as if nothing had happened
 
 No file is pickled: reading one cannot execute code.
 """

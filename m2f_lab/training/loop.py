@@ -3,10 +3,13 @@
     every step    draw a batch, run the model, match, weigh the losses, clip the gradient, update the weights (step.py)
     every N       write a row, evaluate, write a checkpoint
 
-Two choices make a run that was killed and continued end with exactly the weights of one that was never stopped. Batch
-number n depends on (seed, n) alone. And before every step all random number generators are seeded from (seed,
-iteration, process), so that none of their states needs to be stored, and nothing done between steps (an evaluation, a
-callback that draws) changes what follows.
+Two choices make a run that was killed and continued draw what one draws that was never stopped. Batch number n depends
+on (seed, n) alone. And before every step all random number generators are seeded from (seed, iteration, process), so
+that none of their states needs to be stored, and nothing done between steps (an evaluation, a callback that draws)
+changes what follows.
+
+On a CPU both runs end with exactly the same weights. On CUDA that holds only with `optimization.deterministic=True`
+(untested on a GPU): other sums run there in an order that changes from run to run.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from m2f_lab.references import reference_to, resolve
 from m2f_lab.training import checkpoint
 from m2f_lab.training.callbacks import Callback
 from m2f_lab.training.checkpoint import Progress
+from m2f_lab.training.determinism import deterministic_algorithms
 from m2f_lab.training.distributed import DistributedContext, distributed_context
 from m2f_lab.training.interrupt import defer_interrupt
 from m2f_lab.training.optimizer import build_optimizer
@@ -78,7 +82,11 @@ def train(
     build = build or resolve(recipe.builder)
     criterion = criterion or resolve(recipe.criterion)
     recipe = recipe.vary(builder=reference_to(build), criterion=reference_to(criterion))
-    with distributed_context() as world, keep_freed_memory(world.device):
+    with (
+        deterministic_algorithms(recipe.optimization.deterministic),
+        distributed_context() as world,
+        keep_freed_memory(world.device),
+    ):
         train_set, val_set = open_splits(recipe, data)  # missing validation data raise now, not hours later
         check_fit(recipe, train_set, world)
         check_fit(recipe, val_set, world)

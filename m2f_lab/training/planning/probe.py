@@ -27,6 +27,7 @@ from m2f_lab.data import Batch
 from m2f_lab.recipes import Recipe
 from m2f_lab.references import resolve
 from m2f_lab.structures import Target
+from m2f_lab.training.determinism import deterministic_algorithms
 from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.loop import model_to_train, peak_memory
 from m2f_lab.training.optimizer import build_optimizer
@@ -53,7 +54,8 @@ def measure(recipe: Recipe, device: torch.device) -> dict[str, float | None]:
     smaller = half(recipe)
     sizes = [recipe, smaller] if smaller else [recipe]
     times: list[list[float]] = []  # of all sizes in turn
-    with keep_freed_memory(device):  # as `train` does
+    # Both as `train` does.
+    with deterministic_algorithms(recipe.optimization.deterministic), keep_freed_memory(device):
         learner, batches = learner_for(recipe, device), [noise(each) for each in sizes]
         for iteration in range(WARM_UP):
             timed_step(learner, batches[0], iteration)
