@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +11,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from m2f_lab.data import Batch, DataError, Dataset, TrainingTransform, open_dataset, training_batches
+from m2f_lab.data import (
+    Batch,
+    DataError,
+    Dataset,
+    TrainingTransform,
+    loading,
+    open_dataset,
+    training_batches,
+    transfer_ahead,
+)
 from m2f_lab.recipes import DataConfig
+from m2f_lab.structures import Target
 from tests.small_data import raw_label, write_folder
 
 CONFIG = DataConfig(
@@ -167,6 +181,142 @@ def test_batches_move_to_a_device(dataset: Dataset) -> None:
     assert moved.names == batch.names
 
 
+class Transfers(TorchDispatchMode):
+    """Bytes of everything that is copied to another device or type, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.sizes.append(arguments[0].nbytes)
+        assert function is not torch.ops.aten.cat.default, "a copy, and not into pinned memory"
+        return function(*arguments, **options or {})
+
+
+@pytest.mark.parametrize("images", [slice(0, 7), slice(2, 5)], ids=["whole", "part"])
+def test_a_batch_travels_in_three_pieces(dataset: Dataset, images: slice) -> None:
+    """Images, id maps and labels; so does a part of it that is a step of gradient accumulation."""
+    whole = batches(dataset, batch_size=7, num_batches=1)[0]
+    batch = Batch(whole.images[images], whole.targets[images], whole.names[images])
+    with Transfers() as transfers:
+        moved = batch.to("meta", non_blocking=True)
+    size, segments = 8 * 12 * len(batch), sum(target.num_segments for target in batch.targets)
+    assert sorted(transfers.sizes) == sorted([3 * size, size, 8 * segments])
+    assert [t.num_segments for t in moved.targets] == [t.num_segments for t in batch.targets]
+
+
+def test_a_batch_stays_where_it_is(dataset: Dataset) -> None:
+    batch = batches(dataset, num_batches=1)[0]
+    assert batch.to("cpu") is batch
+
+
+def mixed_batch() -> Batch:
+    """Masks of different sizes beside an id map, no segments at all, and numbers of two types."""
+    targets = [
+        Target(torch.tensor([2, 1]), masks=torch.rand(2, 3, 5) < 0.5),
+        Target(torch.tensor([], dtype=torch.int64), id_map=torch.full((4, 4), 255, dtype=torch.uint8)),
+        Target(torch.tensor([0]), masks=torch.rand(1, 7, 2) < 0.5),
+        Target(torch.tensor([3, 3, 0], dtype=torch.int32), id_map=torch.randint(0, 3, (2, 6))),
+    ]
+    return Batch(torch.rand(4, 3, 8, 8), targets, ["a", "b", "c", "d"])
+
+
+def assert_equal(found: Batch, expected: Batch) -> None:
+    assert found.names == expected.names
+    assert torch.equal(found.images, expected.images)
+    for a, b in zip(found.targets, expected.targets, strict=True):
+        assert vars(a).keys() == vars(b).keys()
+        for name, value in vars(b).items():
+            assert (getattr(a, name) is None) == (value is None)
+            if value is not None:
+                assert getattr(a, name).dtype == value.dtype
+                assert torch.equal(getattr(a, name), value)
+
+
+def test_any_batch_packs_and_unpacks() -> None:
+    batch = mixed_batch()
+    packed = loading._Packed.of(batch)
+    assert len(packed.joined) == 4  # booleans, bytes, and integers of 32 and 64 bits
+    unpacked = packed.unpack()
+    assert_equal(unpacked, batch)
+    again = loading._Packed.of(unpacked)  # what is packed is not copied again
+    assert all(again.joined[dtype].data_ptr() == flat.data_ptr() for dtype, flat in packed.joined.items())
+    reordered = Batch(unpacked.images, unpacked.targets[::-1], unpacked.names)
+    assert_equal(loading._Packed.of(reordered).unpack(), reordered)
+
+
+@forks
+@pytest.mark.parametrize("enough", [True, False])
+def test_batches_go_through_pipes_where_shared_memory_is_small(dataset, monkeypatch, caplog, enough) -> None:
+    """Two workers with two batches each, and two that are out: 6 × 3 images × 8 × 12 pixels × 4 bytes."""
+    config, needed = replace(CONFIG, num_workers=2), 6 * 3 * 8 * 12 * 4
+    monkeypatch.setattr(loading, "_num_processors", lambda: 2)
+    monkeypatch.setattr(loading, "_free_shared_memory", lambda: needed if enough else needed - 1)
+    with caplog.at_level(logging.WARNING):
+        found = batches(dataset, config)
+    assert_same(found, batches(dataset))
+    assert all(tensor.is_shared() == enough for batch in found for tensor in (batch.images, batch.targets[0].id_map))
+    assert ("--shm-size=1g or --ipc=host" in caplog.text) == (not enough)
+
+
+def test_all_processes_of_a_machine_share_its_memory(dataset, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(loading, "_free_shared_memory", lambda: 10_000)
+    assert loading._fits_shared_memory(num_workers=1, batch_bytes=2500, world_size=1)
+    assert not loading._fits_shared_memory(num_workers=1, batch_bytes=2500, world_size=2)
+    assert "2 workers" in caplog.text
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert loading._fits_shared_memory(num_workers=1, batch_bytes=2500, world_size=2)
+    assert loading._fits_shared_memory(num_workers=0, batch_bytes=10**9, world_size=2)
+
+
+def test_a_batch_is_asked_for_before_the_one_before_it_is_used() -> None:
+    events = []
+
+    def source() -> Iterator[int]:
+        for i in range(3):
+            events.append(f"load {i}")
+            yield i
+        raise DataError("the fourth cannot be read")
+
+    row = loading._one_ahead(source())
+    for _ in range(3):
+        events.append(f"use {next(row)}")
+    assert events == ["load 0", "load 1", "use 0", "load 2", "use 1", "use 2"]
+    with pytest.raises(DataError, match="the fourth"):
+        next(row)
+    assert list(loading._one_ahead(iter([]))) == []
+    assert list(loading._one_ahead(iter([1]))) == [1]
+
+
+def test_a_gpu_waits_for_its_batch_and_not_for_the_next(dataset: Dataset, monkeypatch) -> None:
+    """Told by streams that only write down what they are asked."""
+    said, recorded = [], []
+
+    class Stream:
+        def record_event(self) -> int:
+            said.append(f"send {sum(word.startswith('send') for word in said)}")
+            return int(said[-1][5:])
+
+        def wait_event(self, event: int) -> None:
+            said.append(f"wait {event}")
+
+    using = Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: using)
+    monkeypatch.setattr(Batch, "to", lambda self, device, non_blocking: self)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: recorded.append((self, stream)))
+    given = batches(dataset, num_batches=3)
+    for number, batch in enumerate(transfer_ahead(iter(given), torch.device("cuda"))):
+        assert batch is given[number]
+        said.append(f"use {number}")
+        assert [(id(tensor), stream) for tensor, stream in recorded] == [(id(t), using) for t in batch.tensors()]
+        recorded.clear()
+    assert said == ["send 0", "send 1", "wait 0", "use 0", "send 2", "wait 1", "use 1", "wait 2", "use 2"]
+
+
 @pytest.mark.gpu
 def test_batches_are_pinned(dataset: Dataset) -> None:
     batch = batches(dataset, pin_memory=True)[0]
@@ -174,6 +324,16 @@ def test_batches_are_pinned(dataset: Dataset) -> None:
     assert all(target.id_map.is_pinned() for target in batch.targets)
     moved = batch.to("cuda", non_blocking=True)
     assert torch.equal(moved.images.cpu(), batch.images)
+
+
+@pytest.mark.gpu
+def test_batches_that_travel_ahead_arrive_whole(dataset: Dataset) -> None:
+    """A busy GPU, so that a batch would be read before it is there, or overwritten while it is read."""
+    device, found = torch.device("cuda"), []
+    for batch in transfer_ahead(iter(batches(dataset, pin_memory=True, num_batches=20)), device):
+        torch.cuda._sleep(20_000_000)
+        found.append(Batch(batch.images + 0, [replace(t, id_map=t.id_map + 0) for t in batch.targets], batch.names))
+    assert_same([batch.to("cpu") for batch in found], batches(dataset, num_batches=20))
 
 
 def test_images_without_labels_come_along(dataset: Dataset) -> None:

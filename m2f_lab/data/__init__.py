@@ -18,7 +18,7 @@ from m2f_lab.data.cityscapes import open_cityscapes, split_instance_ids
 from m2f_lab.data.colors import colorize, distinct_colors, overlay
 from m2f_lab.data.dataset import Classes, DataError, Dataset, Sample, read_image, read_label
 from m2f_lab.data.folder import open_folder
-from m2f_lab.data.loading import Batch, training_batches
+from m2f_lab.data.loading import Batch, training_batches, transfer_ahead
 from m2f_lab.data.transforms import TrainingTransform, resized_size
 from m2f_lab.references import is_reference, resolve
 
@@ -40,6 +40,7 @@ __all__ = [
     "resized_size",
     "split_instance_ids",
     "training_batches",
+    "transfer_ahead",
 ]
 
 _READERS = {"ade20k": open_ade20k, "cityscapes": open_cityscapes, "folder": open_folder}

@@ -9,10 +9,16 @@ the same batches, a run resumes at any batch, and a batch may begin in one epoch
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +29,11 @@ from m2f_lab.data.dataset import Dataset
 from m2f_lab.data.transforms import TrainingTransform
 from m2f_lab.recipes import DataConfig
 from m2f_lab.structures import Target
+
+T = TypeVar("T")
+
+_PREFETCH = 2  # batches that wait for each worker
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,17 @@ class Batch:
         return len(self.names)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        targets = [target.to(device, non_blocking=non_blocking) for target in self.targets]
-        return Batch(self.images.to(device, non_blocking=non_blocking), targets, self.names)
+        """The batch on a device: one transfer for the images, and one for each type of tensor in the targets."""
+        device = torch.device(device)
+        if all(tensor.device == device for tensor in self.tensors()):
+            return self
+        return _Packed.of(self).map(lambda tensor: tensor.to(device, non_blocking=non_blocking)).unpack()
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), [target.pin_memory() for target in self.targets], self.names)
+        return _Packed.of(self).pin_memory().unpack()
+
+    def tensors(self) -> list[Tensor]:
+        return [self.images, *(tensor for target in self.targets for tensor in _tensors(target).values())]
 
 
 def training_batches(
@@ -89,13 +106,16 @@ def training_batches(
         raise ValueError(
             f"seed = {seed}, start_batch = {start_batch}, num_batches = {num_batches}: none may be negative."
         )
+    num_workers = min(config.num_workers, _num_processors())
+    batch_bytes = batch_size // world_size * math.prod(config.crop_size) * 4  # three colours and a segment number
     loader = DataLoader(
         _Examples(dataset, TrainingTransform(config), seed),
         batch_sampler=_Row(
             len(dataset), seed, batch_size, range(start_batch, start_batch + num_batches), rank, world_size
         ),
-        num_workers=min(config.num_workers, _num_processors()),
-        collate_fn=_Packed.collate,
+        num_workers=num_workers,
+        prefetch_factor=_PREFETCH if num_workers else None,
+        collate_fn=partial(_collate, through_pipe=not _fits_shared_memory(num_workers, batch_bytes, world_size)),
         pin_memory=pin_memory,
         # Of its own, because a loader draws a number when it starts: a resumed run, which starts one more, would
         # otherwise go on with other random numbers than an uninterrupted one.
@@ -153,37 +173,135 @@ def _order(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A batch on its way from a worker, as three tensors rather than two per image and one.
+    """A batch on its way: all tensors of one type in its targets are one flat tensor.
 
-    While a tensor waits between two processes it holds a file descriptor, and a system gives a process only so many:
-    16 workers with two batches of 16 images each would need a thousand.
+    Each transfer to a GPU costs the host some time whatever its size. And while a tensor waits between two processes it
+    holds a file descriptor, and a system gives a process only so many: 16 workers with two batches of 16 images each
+    would need a thousand.
     """
 
     images: Tensor  # (B, 3, H, W)
-    id_maps: Tensor  # (B, H, W)
-    labels: Tensor  # of all images, one after the other
-    num_segments: list[int]
+    joined: dict[torch.dtype, Tensor]  # of all targets, one after the other
+    shapes: list[dict[str, tuple[torch.dtype, torch.Size]]]  # of a target's tensors, by name
     names: list[str]
 
     @classmethod
-    def collate(cls, examples: list[tuple[Tensor, Target, str]]) -> _Packed:
-        images, targets, names = zip(*examples, strict=True)
-        return cls(
-            images=torch.stack(images),
-            id_maps=torch.stack([target.id_map for target in targets]),
-            labels=torch.cat([target.labels for target in targets]),
-            num_segments=[target.num_segments for target in targets],
-            names=list(names),
-        )
+    def of(cls, batch: Batch) -> _Packed:
+        parts = defaultdict(list)
+        for target in batch.targets:
+            for tensor in _tensors(target).values():
+                parts[tensor.dtype].append(tensor)
+        shapes = [{name: (t.dtype, t.shape) for name, t in _tensors(target).items()} for target in batch.targets]
+        return cls(batch.images, {dtype: _joined(tensors) for dtype, tensors in parts.items()}, shapes, batch.names)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Packed:
+        joined = {dtype: function(flat) for dtype, flat in self.joined.items()}
+        return _Packed(function(self.images), joined, self.shapes, self.names)
 
     def pin_memory(self) -> _Packed:
-        tensors = (tensor.pin_memory() for tensor in (self.images, self.id_maps, self.labels))
-        return _Packed(*tensors, self.num_segments, self.names)
+        return self.map(lambda tensor: torch.as_tensor(tensor).pin_memory())
 
     def unpack(self) -> Batch:
-        labels = self.labels.split(self.num_segments)
-        targets = [Target(labels=own, id_map=id_map) for own, id_map in zip(labels, self.id_maps, strict=True)]
-        return Batch(self.images, targets, self.names)
+        """The batch, whose targets are views."""
+        arrived = self.map(torch.as_tensor)  # through a pipe come arrays
+        sizes = defaultdict(list)
+        for shapes in self.shapes:
+            for dtype, shape in shapes.values():
+                sizes[dtype].append(shape.numel())
+        parts = {dtype: iter(flat.split(sizes[dtype])) for dtype, flat in arrived.joined.items()}
+        targets = [
+            Target(**{name: next(parts[dtype]).view(shape) for name, (dtype, shape) in shapes.items()})
+            for shapes in self.shapes
+        ]
+        return Batch(arrived.images, targets, self.names)
+
+
+def _tensors(target: Target) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(target).items() if value is not None}
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """All numbers of some tensors in one row; a view where they lie so in memory, as those of a packed batch do."""
+    base, place, lie_so = parts[0]._base, parts[0].storage_offset(), True
+    for part in parts:
+        lie_so = lie_so and base is not None and part._base is base and part.is_contiguous()
+        lie_so = lie_so and part.storage_offset() == place
+        place += part.numel()
+    if lie_so:
+        return parts[0].as_strided((sum(part.numel() for part in parts),), (1,))
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _collate(examples: list[tuple[Tensor, Target, str]], through_pipe: bool) -> _Packed:
+    """Pack a batch for the way from a worker: tensors go through shared memory, arrays through a pipe."""
+    images, targets, names = zip(*examples, strict=True)
+    packed = _Packed.of(Batch(torch.stack(images), list(targets), list(names)))
+    return packed.map(Tensor.numpy) if through_pipe else packed
+
+
+def _fits_shared_memory(num_workers: int, batch_bytes: int, world_size: int) -> bool:
+    """True if shared memory holds all batches that wait; the log says what to do if it does not.
+
+    A worker that finds no room there dies. A Docker container has 64 MiB unless it is given more.
+    """
+    free = _free_shared_memory()
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    waiting = num_workers * _PREFETCH + 2  # and one in use, one on its way
+    needed = waiting * batch_bytes * local_processes
+    if num_workers == 0 or needed <= free:
+        return True
+    logging.getLogger("m2f_lab").warning(
+        f"{_SHARED_MEMORY} has {free / 2**20:.0f} MiB free; {num_workers * local_processes} workers need "
+        f"{needed / 2**20:.0f} MiB there. Batches go through pipes instead, which takes longer. Start the Docker "
+        f"container with --shm-size={math.ceil(1.1 * needed / 2**30)}g or --ipc=host, or lower data.num_workers."
+    )
+    return False
+
+
+def _free_shared_memory() -> float:
+    """Bytes; without limit on a system that keeps no such folder."""
+    return shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else math.inf
+
+
+def transfer_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a device; to a GPU, each travels while the one before it is used.
+
+    Args:
+        batches: in pinned memory for a GPU, or the host waits for each.
+    """
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    stream = torch.cuda.Stream(device)
+
+    def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return batch.to(device, non_blocking=True), stream.record_event()
+
+    for batch, arrived in _one_ahead(map(send, batches)):
+        using = torch.cuda.current_stream(device)
+        using.wait_event(arrived)
+        for tensor in batch.tensors():
+            tensor.record_stream(using)  # its memory is not given to a later batch before the step is done
+        yield batch
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each asked for before the one before it is given; an error is raised when its item is due."""
+
+    def ask() -> T | Exception:
+        try:
+            return next(items)
+        except Exception as error:  # the end as well
+            return error
+
+    due = ask()
+    while not isinstance(due, StopIteration):
+        if isinstance(due, Exception):
+            raise due
+        later = ask()
+        yield due
+        due = later
 
 
 def _num_processors() -> int:

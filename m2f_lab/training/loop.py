@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from m2f_lab.data import Batch, Classes, Dataset, open_dataset, training_batches
+from m2f_lab.data import Batch, Classes, Dataset, open_dataset, training_batches, transfer_ahead
 from m2f_lab.evaluation import evaluate
 from m2f_lab.loss import Criterion
 from m2f_lab.recipes import Recipe
@@ -95,10 +95,7 @@ def train(
         session.notify("on_start", run)
         run.current_model = session.model
         try:
-            session.evaluate_and_save()  # due when the run was interrupted
-            for batch in session.batches():
-                session.step(batch)
-                session.evaluate_and_save()
+            session.take_steps()
         except KeyboardInterrupt:
             session.save_after_interrupt()
         finally:
@@ -177,9 +174,16 @@ class Session:
         progress.terms = terms
         return progress
 
+    def take_steps(self) -> None:
+        """Train to the end."""
+        self.evaluate_and_save()  # due when the run was interrupted
+        for batch in self.batches():
+            self.step(batch)
+            self.evaluate_and_save()
+
     def batches(self) -> Iterator[Batch]:
-        """This process's share of the batches from here to the end."""
-        return training_batches(
+        """This process's share of the batches from here to the end, on its device."""
+        batches = training_batches(
             self.train_set,
             self.recipe.data,
             batch_size=self.config.batch_size,
@@ -190,6 +194,7 @@ class Session:
             world_size=self.world.size,
             pin_memory=self.world.device.type == "cuda",
         )
+        return transfer_ahead(batches, self.world.device)
 
     def step(self, batch: Batch) -> None:
         """Take one optimiser step and report it. An interrupt waits until it is complete."""
