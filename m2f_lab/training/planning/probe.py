@@ -56,7 +56,7 @@ def measure(recipe: Recipe, device: torch.device) -> dict[str, float | None]:
     times: list[list[float]] = []  # of all sizes in turn
     # Both as `train` does.
     with deterministic_algorithms(recipe.optimization.deterministic), keep_freed_memory(device):
-        learner, batches = learner_for(recipe, device), [noise(each) for each in sizes]
+        learner, batches = learner_for(recipe, device), [noise(each).to(device) for each in sizes]
         for iteration in range(WARM_UP):
             timed_step(learner, batches[0], iteration)
         peak = peak_memory(device)  # before steps of another size cut up what is kept
