@@ -275,14 +275,13 @@ def transfer_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[B
     stream = torch.cuda.Stream(device)
 
     def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        # Not into memory of an earlier batch that is still read. The step to overlap with is queued after this.
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             return batch.to(device, non_blocking=True), stream.record_event()
 
     for batch, arrived in _one_ahead(map(send, batches)):
-        using = torch.cuda.current_stream(device)
-        using.wait_event(arrived)
-        for tensor in batch.tensors():
-            tensor.record_stream(using)  # its memory is not given to a later batch before the step is done
+        torch.cuda.current_stream(device).wait_event(arrived)
         yield batch
 
 
