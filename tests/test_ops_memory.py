@@ -123,3 +123,16 @@ def test_checkpointed_recomputes_under_the_switch_of_its_call():
         y = checkpointed(function, x)
     y.sum().backward()
     assert seen == [True, True]
+
+
+def test_nothing_is_computed_twice_on_a_gpu():
+    runs = []
+
+    def function(x):
+        runs.append(x.device.type)
+        return x.exp()
+
+    checkpointed(function, torch.ones(3, device="meta", requires_grad=True)).sum().backward()
+    assert runs == ["meta"]
+    checkpointed(function, torch.ones(3, requires_grad=True)).sum().backward()
+    assert runs == ["meta", "cpu", "cpu"]

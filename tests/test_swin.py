@@ -9,6 +9,7 @@ from torch import nn
 
 from m2f_lab.model import swin
 from m2f_lab.model.backbone import Backbone
+from m2f_lab.ops import windows
 from m2f_lab.recipes import ModelConfig
 from tests.test_backbone import SMALL_SWIN, window_attention_as_published
 
@@ -144,3 +145,19 @@ def test_recompute_refuses_backbones_that_cannot():
     backbone.network = nn.Identity()
     with pytest.raises(ValueError, match="checkpoint_backbone"):
         backbone.recompute()
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_fused_window_attention_equals_the_equation(shifted, dtype):
+    """What runs on a GPU, in values and gradients."""
+    torch.manual_seed(0)
+    tokens = [torch.randn(2, 6, 3, 4, 5, dtype=dtype, requires_grad=True) for _ in range(3)]  # (B, W, heads, N, D)
+    bias = torch.randn(*([6] if shifted else []), 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 6, 3, 4, 5, dtype=dtype)
+    results = []
+    for attend in (windows.by_equation, windows.by_fused_attention):
+        attended = attend(*tokens, bias, 0.0)
+        results.append((attended, *torch.autograd.grad((attended * weights).sum(), [*tokens, bias])))
+    tolerance = {} if dtype == torch.float64 else dict(rtol=0.05, atol=0.05)
+    torch.testing.assert_close(*results, **tolerance)

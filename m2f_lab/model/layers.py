@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2f_lab.ops import Linear, checkpointed, linear
+from m2f_lab.ops import Linear, checkpointed, copy_of, linear
 
 
 def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Tensor:
@@ -81,11 +81,14 @@ class Attention(nn.Module):
         Returns:
             The attended values [B, Q, C] and the softmax weights per head [B, heads, Q, S] or None.
         """
-        weights = self.in_proj_weight.chunk(3)
-        biases = self.in_proj_bias.chunk(3)
+        dim, weight, bias = query.shape[2], copy_of(self.in_proj_weight), copy_of(self.in_proj_bias)
+        inputs, sizes = (query, key, value), (dim, dim, dim)
+        if key is query:  # self-attention projects both at once
+            inputs, sizes = (query, value), (2 * dim, dim)
         q, k, v = (
-            linear(x, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, Q or S, D)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, Q or S, D)
+            for x, own_weight, own_bias in zip(inputs, weight.split(sizes), bias.split(sizes), strict=True)
+            for part in linear(x, own_weight, own_bias).split(dim, dim=2)
         )
         allowed = None if blocked is None else ~blocked.unsqueeze(1)  # (B, 1, Q, S)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)

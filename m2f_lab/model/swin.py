@@ -11,13 +11,11 @@ Source: Swin Transformer (Liu et al. 2021), section 3.2.
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
-from m2f_lab.ops import add_branch, checkpointed, cut_windows, merge_windows, shift_mask
+from m2f_lab.ops import add_branch, checkpointed, cut_windows, merge_windows, shift_mask, window_attention
 
 
 class SwinBlock(nn.Module):
@@ -44,15 +42,19 @@ class SwinBlock(nn.Module):
             bias = bias + shift_mask(padded, self.window, self.shift, x.device)  # (W, heads, N, N)
         dropout = self.attn.attn_drop.p if self.training else 0.0
         attended = checkpointed(window_attention, query, key, value, bias, dropout).flatten(3)
-        shifted = merge_windows(attended, self.window, padded)
-        tokens = shifted.roll(self.shift, (1, 2))[:, :height, :width]
+        tokens = merge_windows(attended, self.window, padded)
+        if any(self.shift):
+            tokens = tokens.roll(self.shift, (1, 2))
+        if padded != (height, width):
+            tokens = tokens[:, :height, :width]
         return self.attn.proj_drop(self.attn.proj(tokens))
 
     def project_windows(self, x: Tensor) -> Tensor:
         """Normalise, pad bottom and right, shift, cut; then query, key and value. → [B, W, N, 3, heads, D]"""
         height, width = x.shape[1:3]
         x = F.pad(self.norm1(x), (0, 0, 0, -width % self.window[1], 0, -height % self.window[0]))
-        x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
+        if any(self.shift):
+            x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
         return self.attn.qkv(cut_windows(x, self.window)).unflatten(3, (3, self.attn.num_heads, -1))
 
     def position_bias(self) -> Tensor:
@@ -77,22 +79,3 @@ def replace_blocks(network: SwinTransformer) -> None:
 def drop_rate(drop_path: nn.Module) -> float:
     """Probability with which an image loses a branch now; timm has an `nn.Identity` where it is zero."""
     return 0.0 if isinstance(drop_path, nn.Identity) or not drop_path.training else drop_path.drop_prob
-
-
-def window_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
-    """Equation 4 of the paper: softmax(q kᵀ / √D + bias) v, in every window and head.
-
-    Args:
-        query: [B, W, N, heads, D]
-        key: [B, W, N, heads, D]
-        value: [B, W, N, heads, D]
-        bias: added to the scores. [heads, N, N] or [W, heads, N, N]
-        dropout: share of the attention weights that are dropped.
-
-    Returns:
-        [B, W, N, heads, D]
-    """
-    query, key, value = (x.transpose(2, 3) for x in (query, key, value))  # (B, W, heads, N, D)
-    scores = query / math.sqrt(query.shape[4]) @ key.transpose(3, 4) + bias
-    weights = F.dropout(scores.softmax(dim=4), dropout).to(value.dtype)
-    return (weights @ value).transpose(2, 3)

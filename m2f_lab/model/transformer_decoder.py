@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from m2f_lab.model.layers import Attention, Perceptron, sine_positions
 from m2f_lab.model.pixel_decoder import NUM_LEVELS
+from m2f_lab.ops import for_products
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.structures import DecoderMemory, DecoderState, MaskLogits, resize
 
@@ -124,6 +125,7 @@ class TransformerDecoder(nn.Module):
         features = [x.flatten(2).transpose(1, 2) + e for x, e in zip(levels, self.level_embedding, strict=True)]
         keys = [x + sine_positions(size, x.shape[2], x.device) for x, size in zip(features, sizes, strict=True)]
         small = [resize(mask_features.detach(), size) for size in sizes]
+        features, keys = ([for_products(x) for x in each] for each in (features, keys))
         return DecoderMemory(sizes, features, keys, mask_features, small, **wishes)
 
     def start(self, memory: DecoderMemory) -> DecoderState:
@@ -163,7 +165,7 @@ class TransformerDecoder(nn.Module):
 
     def predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [B, Q, K+1] and mask embeddings [B, Q, mask_dim]."""
-        queries = self.decoder_norm(queries)
+        queries = for_products(self.decoder_norm(queries))
         return self.class_head(queries), self.mask_head(queries)
 
 

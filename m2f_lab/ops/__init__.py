@@ -15,7 +15,8 @@ from m2f_lab.ops.selection import select_uncertain
 from m2f_lab.ops.stochastic_depth import add_branch
 from m2f_lab.ops.switch import OPERATIONS, is_plain, plain
 from m2f_lab.ops.transfer import to_cpu, to_device
-from m2f_lab.ops.windows import cut_windows, merge_windows, shift_mask
+from m2f_lab.ops.weight_copies import copy_of, for_products, weight_copies
+from m2f_lab.ops.windows import cut_windows, merge_windows, shift_mask, window_attention
 
 __all__ = [
     "OPERATIONS",
@@ -27,8 +28,10 @@ __all__ = [
     "check_shape",
     "checkpointed",
     "compare_pairs",
+    "copy_of",
     "cut_windows",
     "deformable_sampling",
+    "for_products",
     "images_at_once",
     "is_plain",
     "linear",
@@ -44,5 +47,7 @@ __all__ = [
     "shift_mask",
     "to_cpu",
     "to_device",
+    "weight_copies",
+    "window_attention",
     "with_pairs",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from m2f_lab.ops.switch import is_plain
+from m2f_lab.ops.weight_copies import copy_of
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _without_products: ContextVar[bool] = ContextVar("without_products", default=False)
@@ -32,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [..., D]
     """
     if is_plain("linear") or not can_use_onednn(x, weight):
-        return F.linear(x, weight, bias)
+        return F.linear(x, copy_of(weight), None if bias is None else copy_of(bias))
     return OneDnnLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 

@@ -19,7 +19,8 @@ T = TypeVar("T")
 def checkpointed(function: Callable[..., T], *arguments, then: Linear | None = None) -> T:
     """Call a function without keeping its intermediate results: the backward pass computes them again.
 
-    Plain: call the function; so does `torch.compile`, which chooses by itself what to keep.
+    Plain: call the function. So it is on a GPU, whose memory is large and whose host has no time to launch everything
+    twice, and under `torch.compile`, which chooses by itself what to keep.
 
     Args:
         function: of tensors; should be cheap and wide inside, as norms, activations and softmaxes are.
@@ -37,7 +38,8 @@ def checkpointed(function: Callable[..., T], *arguments, then: Linear | None = N
         with without_products() if runs > 1 else nullcontext():  # only what backward needs is looked at again
             return then(result)
 
-    if is_plain("checkpointed") or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    on_cpu = all(x.device.type == "cpu" for x in arguments if isinstance(x, torch.Tensor))
+    if is_plain("checkpointed") or not (on_cpu and torch.is_grad_enabled()) or torch.compiler.is_compiling():
         return run(*arguments)
     # The second time runs in the context of the first, as backward may run outside `plain()` or in another thread.
     return checkpoint(copy_context().run, run, *arguments, use_reentrant=False)

@@ -1,14 +1,18 @@
-"""Windows of feature maps, and the mask of shifted windows, which is made once per size.
+"""Windows of feature maps, attention within them, and the mask of shifted windows, which is made once per size.
 
-B images, H/W height/width, C channels, W windows, N tokens of a window.
+B images, H/W height/width, C channels, W windows, N tokens of a window, D = C / heads.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from m2f_lab.ops.switch import is_plain
 
 
 def cut_windows(maps: Tensor, window: tuple[int, int]) -> Tensor:
@@ -22,6 +26,43 @@ def merge_windows(windows: Tensor, window: tuple[int, int], size: tuple[int, int
     rows, columns = size[0] // window[0], size[1] // window[1]
     maps = windows.unflatten(2, window).unflatten(1, (rows, columns))  # (B, rows, columns, h, w, C)
     return maps.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def window_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √D + bias) v, in every window and head.
+
+    On a GPU it is `scaled_dot_product_attention`, one launch, of which no table of scores is kept. On a CPU, and with
+    everything plain, it is the equation.
+
+    Args:
+        query: [B, W, N, heads, D]
+        key: [B, W, N, heads, D]
+        value: [B, W, N, heads, D]
+        bias: added to the scores. [heads, N, N] or [W, heads, N, N]
+        dropout: share of the attention weights that are dropped.
+
+    Returns:
+        [B, W, N, heads, D]
+
+    Source: Swin Transformer (Liu et al. 2021), equation 4.
+    """
+    query, key, value = (x.transpose(2, 3) for x in (query, key, value))  # (B, W, heads, N, D)
+    attend = by_equation if query.device.type == "cpu" or is_plain() else by_fused_attention
+    return attend(query, key, value, bias, dropout).transpose(2, 3)
+
+
+def by_equation(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    """[B, W, heads, N, D]"""
+    scores = query / math.sqrt(query.shape[4]) @ key.transpose(3, 4) + bias
+    weights = F.dropout(scores.softmax(dim=4), dropout).to(value.dtype)
+    return weights @ value
+
+
+def by_fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    """[B, W, heads, N, D]"""
+    bias = bias.to(query.dtype).expand(*query.shape[:3], -1, -1).flatten(0, 1)  # (B*W, heads, N, N)
+    windows = (x.flatten(0, 1) for x in (query, key, value))
+    return F.scaled_dot_product_attention(*windows, bias, dropout).unflatten(0, value.shape[:2])
 
 
 @functools.lru_cache(maxsize=16)  # four stages of two sizes of image, on two devices
