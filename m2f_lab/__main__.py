@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from m2f_lab import recipes
+from m2f_lab import ops, recipes
 from m2f_lab.data import audit, open_dataset
 from m2f_lab.evaluation import evaluate
 from m2f_lab.recipes import Recipe
@@ -143,8 +143,9 @@ def cli_evaluate(options: argparse.Namespace) -> int:
         print(load_weights(model, options.weights))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = autocast_dtype(options.precision, device)
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        figures = evaluate(model.to(device), recipe, options.data_root)
+    model.to(device)
+    with ops.autocast(model, precision, device):
+        figures = evaluate(model, recipe, options.data_root)
     for name, value in figures.items():
         if isinstance(value, int | float):
             print(f"{name:10s} {value:6.2f}")

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2f_lab.ops import sample_segments
+from m2f_lab.ops import kept, sample_segments
 
 IGNORE = 255
 """The label of pixels that belong to no class: they are neither learned nor evaluated."""
@@ -49,6 +49,7 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
+@kept(6)  # three levels of two sizes of image
 def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
     """(x, y) in [0, 1] of the centre of every cell of a feature map, row by row. [H * W, 2]"""
     height, width = size

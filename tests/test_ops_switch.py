@@ -94,13 +94,38 @@ def test_plain_model_runs_on_ordinary_autograd(backbone):
     torch.testing.assert_close(gradients, expected_gradients)
 
 
-def test_compiled_model_is_one_graph():
+SWIN = dict(
+    backbone="swin_tiny_patch4_window7_224",
+    backbone_options=dict(embed_dim=24, depths=(1, 2, 1, 1), num_heads=(1, 1, 2, 2)),
+    drop_path_rate=0.5,
+)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("options", [{}, SWIN], ids=["convnext", "swin"])
+def test_compiled_model_is_one_graph(training, options):
     """The switch cannot be traced; a compiled model runs the plain operations."""
     from m2f_lab.model import build_model
     from tests.toy_training import toy_recipe
 
-    model = build_model(toy_recipe().model).eval()
-    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    compiled = torch.compile(lambda images: model(images).class_logits[-1], backend="eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(images), model(images).class_logits[-1], rtol=1e-4, atol=1e-4)
+    model = build_model(toy_recipe().vary(model=options).model).train(training)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+
+    def forward(images):
+        output = model(images)
+        return output.class_logits[-1], output.masks[-1].embeddings, output.masks[-1].features
+
+    explanation = torch._dynamo.explain(forward)(images)
+    assert (explanation.graph_count, explanation.graph_break_count) == (1, 0), explanation.break_reasons
+    results = []
+    with ops.plain():
+        for run in (forward, torch.compile(forward, backend="aot_eager", fullgraph=True)):
+            torch.manual_seed(0)
+            values = run(images)
+            model.zero_grad()
+            if training:
+                sum(value.square().mean() for value in values).backward()
+            results.append((*values, *(parameter.grad for parameter in model.parameters() if training)))
+    torch.compiler.reset()
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -69,7 +69,7 @@ def test_shift_mask_parts_what_only_the_shift_brought_together():
 def test_shift_masks_first_made_for_inference_serve_training():
     backbone = small_backbone()
     x = torch.randn(1, 3, 64, 96)
-    swin.shift_mask.cache_clear()
+    swin.shift_mask.forget()
     with torch.inference_mode():
         expected = backbone.eval()(x)[-1].clone()
     output = backbone.train()(x)[-1]

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2f_lab.ops import Linear, checkpointed, copy_of, linear
+from m2f_lab.ops import Linear, checkpointed, copy_of, kept, linear
 
 
+@kept(6)  # three levels of two sizes of image
 def sine_positions(size: tuple[int, int], dim: int, device: torch.device) -> Tensor:
     """Fixed position embeddings: sines and cosines of y in the first half of the channels, of x in the second.
 

@@ -5,7 +5,6 @@ B images; the dots are any further dimensions.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from m2f_lab.ops.kept import kept
 from m2f_lab.ops.switch import is_plain
 
 
@@ -45,14 +45,11 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) 
 
 def draw_scale(num_images: int, drop_rate: float, device: torch.device) -> Tensor:
     """0 for images that lose the branch, 1 / (1 - drop_rate) for the others; one launch on a GPU. [B]"""
-    # Under torch.compile the ones cost nothing, and it cannot trace a cache.
-    make = torch.ones if torch.compiler.is_compiling() else _kept_ones
-    return F.dropout(make(num_images, device=device), drop_rate)
+    return F.dropout(_ones(num_images, device), drop_rate)
 
 
-@functools.lru_cache(maxsize=16)
-@torch.inference_mode(False)  # ones that were first made for inference must serve training as well
-def _kept_ones(num_images: int, device: torch.device) -> Tensor:
+@kept(16)
+def _ones(num_images: int, device: torch.device) -> Tensor:
     return torch.ones(num_images, device=device)
 
 

@@ -19,10 +19,21 @@ _copies: ContextVar[Mapping[nn.Parameter, Tensor]] = ContextVar("weight_copies",
 
 
 @contextmanager
+def autocast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """`torch.autocast`, in which a model multiplies by weights that were cast all at once; nothing for float32."""
+    if dtype == torch.float32:
+        yield
+        return
+    with torch.autocast(device.type, dtype), weight_copies(model.parameters(), dtype):
+        yield
+
+
+@contextmanager
 def weight_copies(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
     """Inside the block, linear maps under autocast multiply by copies of these weights.
 
     The numbers are autocast's: weights are rounded once, and gradients arrive in the parameters, in their own type.
+    Copies do not follow a weight that changes; a block lasts for one forward pass in training, for many in evaluation.
 
     Args:
         parameters: those of a model; what is no float32 is left out
@@ -38,6 +49,8 @@ def weight_copies(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> Ite
 
 def copy_of(weight: Tensor) -> Tensor:
     """The copy of a weight to multiply by, if there is one and autocast wants it; else the weight itself."""
+    if torch.compiler.is_compiling():  # the compiler casts in the same launch as it multiplies
+        return weight
     copies = _copies.get()
     if copies and torch.is_autocast_enabled(weight.device.type):
         return copies.get(weight, weight)

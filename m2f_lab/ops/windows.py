@@ -5,13 +5,13 @@ B images, H/W height/width, C channels, W windows, N tokens of a window, D = C /
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m2f_lab.ops.kept import kept
 from m2f_lab.ops.switch import is_plain
 
 
@@ -65,8 +65,7 @@ def by_fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, 
     return F.scaled_dot_product_attention(*windows, bias, dropout).unflatten(0, value.shape[:2])
 
 
-@functools.lru_cache(maxsize=16)  # four stages of two sizes of image, on two devices
-@torch.inference_mode(False)  # a mask that was first made for inference must serve training as well
+@kept(16)  # four stages of two sizes of image, on two devices
 def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device) -> Tensor:
     """Mask of shifted windows: 0 between neighbours, -100 where only the shift brought two tokens together.
 

@@ -91,9 +91,7 @@ class TrainStep:
 
     def _forward(self, part: Batch) -> Output:
         targets = {"targets": part.targets} if self._takes_targets else {}
-        device, autocast = self.world.device.type, self.precision != torch.float32
-        copies = ops.weight_copies(self.model.parameters(), self.precision) if autocast and device != "cpu" else None
-        with torch.autocast(device, self.precision, enabled=autocast), copies or nullcontext():
+        with ops.autocast(self.model, self.precision, self.world.device):
             output = self.model(part.images, **targets)
         if not isinstance(output, Output):
             raise ValueError(
