@@ -124,6 +124,7 @@ class OptimizationConfig:
     clip_norm: float = 0.01  # over the whole model
     precision: str = "auto"  # "float32", "bfloat16", "float16"; auto: bfloat16 on GPUs that have it, else float32
     checkpoint_backbone: bool = False  # compute the backbone's blocks twice, to keep less memory between the passes
+    compile: bool = False  # torch.compile the training forward on a GPU; on a CPU it is slower, and left out
     deterministic: bool = False  # on a GPU, sum in a fixed order: a run repeats bit by bit, and takes longer
     evaluate_every: int = 5000  # iterations; the last one is always evaluated
     checkpoint_every: int = 1000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from m2f_lab import ops
 from m2f_lab.data import Batch, open_dataset, training_batches
 from m2f_lab.loss import Divisors, build_criterion
 from m2f_lab.model import build_model
@@ -28,6 +31,7 @@ from tests.toy_training import (
 )
 
 CPU = torch.device("cpu")
+compile_plainly = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
 ALONE = DistributedContext(rank=0, size=1, device=CPU)
 
 
@@ -127,6 +131,25 @@ class TestParts:
             results.append(criterion(output, batch.targets, divisors))
         for name, value in results[0].items():
             torch.testing.assert_close(results[1][name], value, msg=name)
+
+    def test_compiled_steps_are_the_same_steps(self, root, monkeypatch, caplog):
+        """On a CPU, torch.compile is left out; what a GPU runs is traced here, and runs as PyTorch's own operations."""
+        caplog.set_level(logging.INFO, logger="m2f_lab")
+        recipe, compiled = self.RECIPE.vary(optimization=dict(compile=True)), []
+        monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or compile_plainly(model))
+        torch.manual_seed(0)
+        model = build_model(recipe.model)
+        others = build_criterion(recipe), build_optimizer(model, recipe.optimization), torch.amp.GradScaler("cpu")
+        results = []
+        for device in ("cpu", "meta"):  # which decides whether to compile, and nothing else here
+            world = DistributedContext(0, 1, torch.device(device))
+            run = TrainStep(recipe, model, *others, torch.float32, world)._run
+            with ops.plain():
+                results.append(run(self.batch(root).images).class_logits[-1])
+        torch.compiler.reset()
+        assert compiled == [model]
+        assert "left out on a CPU" in caplog.text
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
     def test_float32_products_use_tensor_cores_only_beside_16_bits(self):
         seen = []

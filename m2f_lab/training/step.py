@@ -6,6 +6,7 @@ B images, Q queries.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -92,13 +93,23 @@ class TrainStep:
     def _forward(self, part: Batch) -> Output:
         targets = {"targets": part.targets} if self._takes_targets else {}
         with ops.autocast(self.model, self.precision, self.world.device):
-            output = self.model(part.images, **targets)
+            output = self._run(part.images, **targets)
         if not isinstance(output, Output):
             raise ValueError(
                 f"{self.recipe.builder} built a model whose forward returns a {type(output).__name__}; it must return "
                 "a m2f_lab.structures.Output."
             )
         return output
+
+    @cached_property
+    def _run(self) -> Callable[..., Output]:
+        """The model, or a compiled one that shares its weights. Training alone calls it: its crops have one size."""
+        if not self.recipe.optimization.compile:
+            return self.model
+        if self.world.device.type == "cpu":
+            logging.getLogger("m2f_lab").info("optimization.compile is left out on a CPU, where it makes steps slower.")
+            return self.model
+        return torch.compile(self.model)
 
     @cached_property
     def _own_model(self) -> nn.Module:
