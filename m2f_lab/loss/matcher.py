@@ -124,12 +124,8 @@ def _assign(costs: list[Tensor]) -> Matching:
 
 
 def _check_labels(labels: Tensor, targets: Sequence[Target], num_classes: int) -> None:
-    wrong = (labels < 0) | (labels >= num_classes)
-    if not wrong.any():
-        return
-    counts = [target.num_segments for target in targets]
-    for image, (own, is_wrong) in enumerate(zip(labels.split(counts), wrong.split(counts), strict=True)):
-        if len(unknown := own[is_wrong]):
+    for image, own in enumerate(labels.split([target.num_segments for target in targets])):
+        if len(unknown := own[(own < 0) | (own >= num_classes)]):
             raise ValueError(
                 f"The target of image {image} has labels {unknown.long().unique().tolist()}, but the model knows "
                 f"classes 0…{num_classes - 1}. Map raw ids to classes first and leave ignored pixels out, or build the "

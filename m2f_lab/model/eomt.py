@@ -150,11 +150,6 @@ class EoMT(nn.Module):
             values = 255 * torch.tensor(network.pretrained_cfg[name]).view(3, 1, 1)
             self.register_buffer(f"pixel_{name}", values, persistent=False)
 
-    @property
-    def num_classes(self) -> int:
-        """K, without "no object"."""
-        return self.class_head.out_features - 1
-
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None, keep_attention: bool = False) -> Output:
         """Segment images.
 

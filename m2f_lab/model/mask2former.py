@@ -99,13 +99,7 @@ class Mask2Former(nn.Module):
         return Output(class_logits, masks, tuple(image_size), tuple(padded_size), tuple(states), tuple(memory.sizes))
 
     def predict(self, image, task: str = "semantic", **options) -> Prediction:
-        """Segment one image of any kind and size; see `m2f_lab.inference.predict`.
-
-        Args:
-            image: a path, a PIL image, or RGB uint8 [H, W, 3].
-            task: "semantic", "panoptic" or "instance".
-            options: of `m2f_lab.inference.predict`.
-        """
+        """Segment one image: a path, a PIL image or RGB uint8 [H, W, 3]; see `m2f_lab.inference.predict`."""
         return predict(self, image, task, **options)
 
 
