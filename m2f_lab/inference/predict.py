@@ -19,6 +19,7 @@ from m2f_lab.inference import postprocess
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 from m2f_lab.inference.rows import Rows, average
 from m2f_lab.inference.tiles import tiled
+from m2f_lab.ops import to_device
 from m2f_lab.recipes import TASKS
 from m2f_lab.structures import Output, Prediction
 
@@ -168,7 +169,8 @@ def seen_by(
 ) -> Tensor:
     """The image as the model sees it: at its size, on its device. uint8 [H, W, 3] → [1, 3, h, w]"""
     seen = resize_image(image, fitted_size(image.shape[:2], shortest_edge, longest_edge, scale))
-    return torch.from_numpy(np.array(seen)).to(device_of(model)).permute(2, 0, 1)[None].contiguous()
+    (seen,) = to_device([torch.from_numpy(np.array(seen))], device_of(model))
+    return seen.permute(2, 0, 1)[None].contiguous()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from m2f_lab.ops import to_device
 from m2f_lab.structures import resize
 
 # Pixels in one strip, for a hundred or two channels. On a CPU a strip should stay in the cache between the few passes
@@ -70,8 +71,8 @@ class Rows:
         def read(start: int, stop: int) -> Tensor:
             first, last = int(above[start]), int(below[stop - 1])
             source = self.read(first, last + 1)  # (N, h, W)
-            upper, lower = ((rows[start:stop] - first).to(self.device) for rows in (above, below))
-            share = share_below[start:stop, None].to(self.device, source.dtype)
+            upper, lower = to_device([rows[start:stop] - first for rows in (above, below)], self.device)
+            (share,) = to_device([share_below[start:stop, None].to(source.dtype)], self.device)
             strip = torch.lerp(source[:, upper], source[:, lower], share)
             return resize(strip[None], (stop - start, width))[0]
 
