@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,12 @@ def machine() -> dict[str, str]:
     }
 
 
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows in columns: the first one to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+
+
 class Table:
     """Rows of text, printed at the end and appended to benchmarks/results/<name>.json."""
 
@@ -45,10 +52,7 @@ class Table:
         """Print the whole table, and keep it."""
         about = machine()
         print("\n" + "\n".join(f"{key}: {value}" for key, value in about.items()) + "\n")
-        rows = [self.columns, *self.rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(self.columns))]
-        for row in rows:
-            print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
+        print(as_text([self.columns, *self.rows]))
         file = RESULTS / f"{self.name}.json"
         kept = json.loads(file.read_text()) if file.is_file() else []
         kept.append(
