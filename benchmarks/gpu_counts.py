@@ -32,7 +32,7 @@ from benchmarks.emulated_cuda import Event, Kind, Log, emulated_cuda
 from benchmarks.inference import our_labeller, their_labeller
 from benchmarks.peers import OURS, THEIRS
 from benchmarks.report import Table
-from m2f_lab import recipes
+from m2f_lab import ops, recipes
 from m2f_lab.data.loading import transfer_ahead
 from m2f_lab.recipes import Recipe
 from m2f_lab.training.planning import probe
@@ -107,20 +107,24 @@ def count_their_step(options: argparse.Namespace, log: Log) -> None:
         loss.item()
 
 
-def count_image(labeller: Callable[[], object], precision: str, log: Log) -> None:
+def count_image(labeller: Callable[[], object], log: Log) -> None:
     """The second of two images to their label maps."""
     for _ in range(2):
         log.clear()
-        with peers.autocast(precision, DEVICE), torch.no_grad():
+        with torch.no_grad():
             labeller()
 
 
-def our_image(options: argparse.Namespace) -> Callable[[], object]:
-    return our_labeller(peers.load_ours(options.folder, options.small).to(DEVICE), options.images)
+def count_our_image(options: argparse.Namespace, precision: str, log: Log) -> None:
+    model = peers.load_ours(options.folder, options.small).to(DEVICE)
+    with ops.autocast(model, getattr(torch, precision), torch.device(DEVICE)):  # as evaluation does
+        count_image(our_labeller(model, options.images), log)
 
 
-def their_image(options: argparse.Namespace) -> Callable[[], object]:
-    return their_labeller(peers.load_theirs(options.folder).to(DEVICE), (options.images.float() / 255 - 0.45) / 0.225)
+def count_their_image(options: argparse.Namespace, precision: str, log: Log) -> None:
+    model = peers.load_theirs(options.folder).to(DEVICE)
+    with peers.autocast(precision, DEVICE):
+        count_image(their_labeller(model, (options.images.float() / 255 - 0.45) / 0.225), log)
 
 
 def add_rows(table: Table, title: str, ours: dict[str, int] | None, theirs: dict[str, int] | None) -> None:
@@ -185,8 +189,8 @@ def main(given: list[str] | None = None) -> None:
         for precision in () if options.no_images else PRECISIONS:
             works[f"an image to its label map, {precision}"] = (
                 (),
-                lambda log, p=precision: count_image(our_image(options), p, log),
-                lambda log, p=precision: count_image(their_image(options), p, log),
+                lambda log, p=precision: count_our_image(options, p, log),
+                lambda log, p=precision: count_their_image(options, p, log),
             )
         for title, (phases, *sides) in works.items():
             counts: dict[str, dict[str, int]] = {}

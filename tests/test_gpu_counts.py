@@ -43,7 +43,7 @@ def count_prediction(task: str, **options: object) -> Callable[[Log], None]:
         model = build_model(small_recipe().vary(model=dict(num_classes=len(CLASSES.names))).model).to("cuda")
         model.classes = CLASSES
         image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        gpu_counts.count_image(lambda: model.predict(image, task, **options), "float32", log)
+        gpu_counts.count_image(lambda: model.predict(image, task, **options), log)
 
     return count
 
