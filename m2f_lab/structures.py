@@ -43,10 +43,14 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps bilinearly with half-pixel centres, without antialiasing. [B, C, H, W] → [B, C, *size]"""
+    """Resize maps bilinearly with half-pixel centres, without antialiasing. [B, C, H, W] → [B, C, *size]
+
+    In the type of the maps, under autocast too, which would cast all of them to float32; sums are kept in float32.
+    """
     if maps.shape[-2:] == tuple(size):
         return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    with torch.autocast(maps.device.type, enabled=False):
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 @kept(6)  # three levels of two sizes of image
