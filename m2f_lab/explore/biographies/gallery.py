@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from m2f_lab import explore
 from m2f_lab.explore.biographies.data import DUPLICATE, Biographies
 from m2f_lab.explore.biographies.words import main_class_names, query_notes, usual_sizes
 from m2f_lab.explore.parts.controls import Moves, check_range, controls, pictures, share_slider
@@ -15,9 +14,6 @@ from m2f_lab.explore.parts.mask_view import MaskView
 from m2f_lab.explore.parts.table import Caption
 from m2f_lab.explore.parts.tool import Tool
 from m2f_lab.inference.images import resize_image
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.plots import Figure
 
 HEIGHT = 360  # of the mean image, in pixels; its width follows from the usual shape of the images
 
@@ -118,20 +114,18 @@ class BiographyExplorer(Tool):
     def sort(self, sort: str) -> None:
         self.views["gallery"].sort = sort
 
-    def figure(self, limit: int | None = 12, columns: int = 6) -> Figure:
+    def figure(self, limit: int | None = 12, columns: int = 6) -> explore.plots.Figure:
         """A static figure of the first queries as the gallery is sorted.
 
         Args:
             limit: so many of them; None for all.
             columns: pictures per row.
         """
-        from m2f_lab.explore import plots  # a second to import, and most galleries are never printed
-
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, or None for all queries, got {limit}.")
         words, heat = self._in_short(), self.biographies.heat
         panels = {f"query {query}\n{words[query]}": heat[query] for query in self.views["gallery"].order[:limit]}
-        return plots.heat_over_image(self.image, panels, columns=min(columns, len(panels)), width=1.6)
+        return explore.plots.heat_over_image(self.image, panels, columns=min(columns, len(panels)), width=1.6)
 
     def _page_note(self) -> str:
         images = self.biographies.num_images

@@ -6,19 +6,16 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from m2f_lab import explore
 from m2f_lab.explore.parts.pages import save_page
 from m2f_lab.explore.parts.table import Table
 from m2f_lab.explore.runs.history import History, format_duration
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import Run
 from m2f_lab.training.run import METRIC
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.plots import Figure
 
 _WORDS = {"name", "notes", "published"}  # of a recipe; they change nothing
 
@@ -80,12 +77,10 @@ class Comparison:
             *(str(values[name]) for values in self.differences.values()),
         )
 
-    def figure(self) -> Figure:
+    def figure(self) -> explore.plots.Figure:
         """Loss, terms, mIoU and learning rate, over iterations and over time."""
-        from m2f_lab.explore import plots  # not needed for the table
-
         rows = {name: (h.steps, with_seconds(h.evaluations, h.steps)) for name, h in self.histories.items()}
-        return plots.compared_runs(rows)
+        return explore.plots.compared_runs(rows)
 
     def save_html(self, path: str | Path) -> None:
         """Write one self-contained page with the curves as vectors and the table."""

@@ -6,20 +6,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from m2f_lab import explore
 from m2f_lab.explore.parts.pages import save_page
 from m2f_lab.explore.runs.history import History, RowFile, format_duration, time_left
 from m2f_lab.explore.runs.snapshots import Snapshots, evenly_spaced
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.training import Run
 from m2f_lab.training.run import METRIC
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.plots import Figure
 
 STRIP = 7
 """At most so many iterations are shown side by side in the strip of predictions."""
@@ -189,15 +186,13 @@ class LiveMonitor:
             parts.append(f"{format_duration(left)} left")
         return " · ".join(parts)
 
-    def figure(self) -> Figure:
+    def figure(self) -> explore.plots.Figure:
         """The curves and the predictions as they are now."""
-        from m2f_lab.explore import plots  # not needed in a terminal
-
         shots = self.snapshots
         if shots is None:
-            return plots.training_progress([], title=self.status())
+            return explore.plots.training_progress([], title=self.status())
         maps = {iteration: shots.label_maps[iteration] for iteration in evenly_spaced(sorted(shots.label_maps), STRIP)}
-        return plots.training_progress(
+        return explore.plots.training_progress(
             self.history.steps, self.history.evaluations, self.status(), shots.images, maps, shots.classes
         )
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
 
+from m2f_lab import explore
 from m2f_lab.explore.parts.controls import Control, controls, menu, pictures, share_slider
 from m2f_lab.explore.parts.drawing import TABLES, composite, label_table, to_uint8
 from m2f_lab.explore.parts.links import Links
@@ -20,9 +20,6 @@ from m2f_lab.explore.parts.table import Caption
 from m2f_lab.explore.parts.tool import Columns, Tool
 from m2f_lab.explore.traps import TRAPS, Bench, Trap, Trial
 from m2f_lab.inference.images import resize_image
-
-if TYPE_CHECKING:
-    from m2f_lab.explore.plots import Figure
 
 SHOWN = {"right": "#0072B2", "broken": "#D55E00", "difference": "#6e7781"}  # and the colours of their numbers
 HELP = {
@@ -129,7 +126,7 @@ class TrapLab(Tool):
         self.update()
         return self.views[name]
 
-    def figure(self, name: str | None = None) -> Figure:
+    def figure(self, name: str | None = None) -> explore.plots.Figure:
         """A static figure of a trap, by default the one that is shown: right, broken, and where they differ."""
         return figure(self.trial(name))
 
@@ -182,22 +179,22 @@ def picture(trial: Trial, width: int = WIDTH, named: bool = False) -> MaskView:
     )
 
 
-def figure(trial: Trial) -> Figure:
+def figure(trial: Trial) -> explore.plots.Figure:
     """Draw a trial for papers: pictures where there are some, else two bars."""
-    from m2f_lab.explore import plots  # a second to import, and most labs are never printed
-
     titles = {name: f"{name}: {trial.text(name)}" for name in ("right", "broken")}
     found = trial.right
     if not trial.has_picture:
         values = [None if np.isnan(finding.value) else finding.value for finding in (trial.right, trial.broken)]
-        return plots.bars(list(titles.values()), values, " ".join(trial.trap.unit.format("").split()), trial.trap.name)
+        return explore.plots.bars(
+            list(titles.values()), values, " ".join(trial.trap.unit.format("").split()), trial.trap.name
+        )
     if found.classes is None:
         large = resize_image(found.image, tuple(3 * edge for edge in found.image.shape[:2]))
         heat = {name: to_uint8(trial.pictures[name])[0] for name in titles}
         drawn = {title: composite(large, heat[name], TABLES["heat"], smooth=False) for name, title in titles.items()}
-        return plots.images(drawn, width=4.0)
+        return explore.plots.images(drawn, width=4.0)
     maps = {title: trial.pictures[name] for name, title in (titles | {"difference": "where they differ"}).items()}
-    return plots.segmentation(found.image, maps, found.classes, opacity=0.8, width=3.2)
+    return explore.plots.segmentation(found.image, maps, found.classes, opacity=0.8, width=3.2)
 
 
 def _texts(trial: Trial) -> tuple[str, str, str]:
