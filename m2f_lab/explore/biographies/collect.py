@@ -21,7 +21,7 @@ from m2f_lab.explore.biographies.data import SIZE_BINS, Biographies
 from m2f_lab.explore.parts.labels import known_classes
 from m2f_lab.explore.parts.reading import grid_size, read_masks, winning_queries
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
-from m2f_lab.inference.predict import device_of, evaluating
+from m2f_lab.inference.predict import look
 from m2f_lab.references import is_reference, resolve_loaded
 from m2f_lab.structures import Output
 from m2f_lab.training import Run
@@ -135,14 +135,12 @@ def collect_biographies(
     paths = images.image_paths if isinstance(images, Dataset) else images
     total = min(len(paths), limit or len(paths)) if hasattr(paths, "__len__") else limit
     collector = BiographyCollector()
-    with evaluating(model), torch.inference_mode():
-        for number, image in enumerate(tqdm(paths, "biographies", total, unit="image", disable=not progress)):
-            if number == limit:
-                break
-            pixels = as_rgb(image)
-            seen = resize_image(pixels, fitted_size(pixels.shape[:2], shortest_edge, longest_edge))
-            tensor = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None].to(device_of(model))
-            collector.add(model(tensor), seen)
+    for number, image in enumerate(tqdm(paths, "biographies", total, unit="image", disable=not progress)):
+        if number == limit:
+            break
+        pixels = as_rgb(image)
+        seen = resize_image(pixels, fitted_size(pixels.shape[:2], shortest_edge, longest_edge))
+        collector.add(look(model, seen), seen)
     return collector.result(classes, source)
 
 

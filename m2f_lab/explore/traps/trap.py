@@ -18,7 +18,7 @@ import torch
 
 from m2f_lab.data import Classes, Dataset, Sample
 from m2f_lab.evaluation import SemanticEvaluator
-from m2f_lab.inference.predict import device_of, evaluating
+from m2f_lab.inference.predict import look, seen_by
 from m2f_lab.model import Mask2Former
 from m2f_lab.structures import IGNORE, Output
 
@@ -55,13 +55,11 @@ class Bench:
 
     def images(self, index: int) -> torch.Tensor:
         """One street as the model takes it. uint8 [1, 3, H, W]"""
-        return torch.from_numpy(self.samples[index].image).permute(2, 0, 1)[None].to(device_of(self.model))
+        return seen_by(self.model, self.samples[index].image)
 
     def output(self, index: int, model: Mask2Former | None = None, **options: object) -> Output:
         """Output of the model, or of a variant of it, for one street."""
-        model = self.model if model is None else model
-        with evaluating(model), torch.inference_mode():
-            return model(self.images(index), **options)
+        return look(self.model if model is None else model, self.samples[index].image, **options)
 
     def mean_iou(self, label_maps: Sequence[np.ndarray], samples: Sequence[Sample] | None = None) -> float:
         """mIoU of predictions for samples, by default for all, in percent, from one confusion matrix."""
