@@ -22,30 +22,27 @@ function report(model, key) {
 
 /** Left and right: the mask. Up and down: the stack. Digits: the channel. `order` is what left and right step through. */
 export function onKey(event, model, order) {
-  if (report(model, nameOf(event))) {
-    event.preventDefault();
-    event.stopPropagation();
-    return;
-  }
-  if (event.altKey || event.ctrlKey || event.metaKey) return;
+  if (!report(model, nameOf(event)) && !navigate(event, model, order)) return;
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+/** Returns whether the key moves anything. */
+function navigate(event, model, order) {
+  if (event.altKey || event.ctrlKey || event.metaKey) return false;
   const shapes = model.get("shapes"), stack = model.get("stack"), numChannels = model.get("num_channels");
   const numStacks = Math.max(model.get("num_stacks"), shapes.length);
   const numMasks = Math.max(model.get("num_masks"), shapes[clamp(stack, 0, shapes.length - 1)][0]);
   const sequence = order ?? Array.from({ length: numMasks }, (_, i) => i);
   const place = Math.max(sequence.indexOf(model.get("index")), 0), last = sequence.length - 1;
-  const goTo = (next) => step(model, "index", sequence[clamp(next, 0, last)], numMasks);
-  if (event.key === "ArrowRight") goTo(place + 1);
-  else if (event.key === "ArrowLeft") goTo(place - 1);
-  else if (event.key === "Home") goTo(0);
-  else if (event.key === "End") goTo(last);
-  else if (event.key === "ArrowUp") step(model, "stack", stack + 1, numStacks);
-  else if (event.key === "ArrowDown") step(model, "stack", stack - 1, numStacks);
-  else if (/^[0-9]$/.test(event.key) && Number(event.key) < numChannels) {
-    step(model, "channel", Number(event.key), numChannels);
-  }
-  else return;
-  event.preventDefault();
-  event.stopPropagation();
+  const places = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: last };
+  const stacks = { ArrowUp: stack + 1, ArrowDown: stack - 1 };
+  const { key } = event;
+  if (key in places) step(model, "index", sequence[clamp(places[key], 0, last)], numMasks);
+  else if (key in stacks) step(model, "stack", stacks[key], numStacks);
+  else if (/^[0-9]$/.test(key) && Number(key) < numChannels) step(model, "channel", Number(key), numChannels);
+  else return false;
+  return true;
 }
 
 /** Paints cells of the mask while the pointer is down: at once on the screen, and told to the kernel at the end. */

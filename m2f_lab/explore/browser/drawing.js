@@ -79,9 +79,14 @@ export function colors(model) {
 const OPAQUE = 0xff000000 | 0; // signed, as all words here: engines compute with numbers above 2^31 in floating point
 const WHITE = -1;
 
-/** Pixels as words of 32 bits, red lowest, and what mixing needs again and again at this size. */
-export function drawable(width, height, data, source) {
-  const target = new ImageData(width, height);
+/** The image at a size in device pixels: its pixels as words of 32 bits, red lowest, and what mixing needs at this size
+ * again and again. `known` is what was made before, and stays if it still fits. */
+export function fitted(source, width, height, known) {
+  if (known?.source === source && known.width === width && known.height === height) return known;
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  context.drawImage(source, 0, 0, width, height);
+  const { data } = context.getImageData(0, 0, width, height), target = new ImageData(width, height);
   return {
     width, height, source, target,
     words: new Int32Array(data.buffer), drawn: new Int32Array(target.data.buffer),

@@ -1,19 +1,16 @@
 // All masks of a stack at once, as thumbnails.
 
-import { onKey } from "./controls.js";
-import { chosenMask, composite, drawable, masksOf, onChange, onImage, save, scheduler } from "./drawing.js";
+import { chosenMask, composite, fitted, masksOf, onChange, onImage, save, scheduler } from "./drawing.js";
+import { frame } from "./frame.js";
 import { element, listOf } from "./panels.js";
 
 function render({ model, el }) {
-  const listeners = new AbortController(), signal = listeners.signal;
   el.classList.add("m2f-maskgrid");
-  const header = element("div", "m2f-header", el);
-  const title = element("span", "m2f-title", header);
-  const help = element("span", "m2f-help", header, "?");
+  const order = () => model.get("orders")[model.get("sort")] ?? [];
+  const { header, canvas, signal, label, end } = frame(model, el, {
+    canvasName: "m2f-grid-canvas", keys: "choose", order, resized,
+  });
   const sorts = element("span", "m2f-sorts", header);
-  const canvas = element("canvas", "m2f-grid-canvas", el);
-  canvas.tabIndex = 0;
-  canvas.dataset.lmSuppressShortcuts = "true"; // else "x" would cut the cell: JupyterLab's command mode
   const context = canvas.getContext("2d");
   const TEXT = 14, GAP = 6; // CSS pixels: of the line below a thumbnail, and between thumbnails
   const REST = 40; // ms: thumbnails follow when the hand rests, so that the large picture is never kept waiting
@@ -21,8 +18,6 @@ function render({ model, el }) {
   let width = 0, style = null; // of the element; asking the page for them would lay it out every time
   let tile = null; // the image at the size of a thumbnail, in device pixels
   let sheet = null; // all thumbnails as they are now; only the frame around the chosen one changes more often
-
-  const order = () => model.get("orders")[model.get("sort")] ?? [];
 
   function layout() {
     const ratio = window.devicePixelRatio || 1, [imageWidth, imageHeight] = model.get("image_size");
@@ -34,17 +29,11 @@ function render({ model, el }) {
   }
 
   function fit({ ratio, tileWidth, tileHeight, pitch, rows }) {
-    const [w, h] = [Math.round(tileWidth * ratio), Math.round(tileHeight * ratio)];
     const size = [Math.round(width * ratio), Math.round(rows * pitch * ratio)];
     if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
     canvas.style.width = `${width}px`;
     canvas.style.height = `${rows * pitch}px`;
-    if (tile && tile.source === picture && tile.width === w && tile.height === h) return;
-    const small = new OffscreenCanvas(w, h).getContext("2d");
-    small.imageSmoothingQuality = "high";
-    small.drawImage(picture, 0, 0, w, h);
-    const data = small.getImageData(0, 0, w, h).data;
-    tile = drawable(w, h, data, picture);
+    tile = fitted(picture, Math.round(tileWidth * ratio), Math.round(tileHeight * ratio), tile);
   }
 
   function drawSheet({ ratio, columns, tileWidth, pitch }, masks) {
@@ -110,10 +99,7 @@ function render({ model, el }) {
   }
 
   function drawHeader() {
-    title.textContent = model.get("title");
-    help.title = model.get("help");
-    help.hidden = !model.get("help");
-    canvas.setAttribute("aria-label", `${model.get("title")}: arrow keys choose`);
+    label();
     sorts.replaceChildren();
     const names = Object.keys(model.get("orders"));
     if (names.length < 2) return;
@@ -125,7 +111,6 @@ function render({ model, el }) {
   }
 
   canvas.addEventListener("click", (event) => {
-    canvas.focus({ preventScroll: true });
     const index = maskAt(event);
     if (index !== undefined) save(model, "index", index);
   }, { signal });
@@ -134,14 +119,12 @@ function render({ model, el }) {
     canvas.title = caption?.text ?? "";
     canvas.style.cursor = index === undefined ? "default" : "pointer";
   }, { signal });
-  canvas.addEventListener("keydown", (event) => onKey(event, model, order()), { signal });
-  const resize = new ResizeObserver(([entry]) => {
+  function resized(content) {
     const found = getComputedStyle(el);
     style = { font: found.fontFamily, ink: found.color, accent: found.getPropertyValue("--m2f-accent") };
-    width = Math.round(Math.min(model.get("width"), entry.contentRect.width));
+    width = Math.round(Math.min(model.get("width"), content.width));
     redraw();
-  });
-  resize.observe(el);
+  }
 
   onChange(model, ["stack", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes",
     "scales", "coverage", "table", "labels"], follow, signal);
@@ -152,8 +135,7 @@ function render({ model, el }) {
   drawHeader();
 
   return () => {
-    listeners.abort();
-    resize.disconnect();
+    end();
     clearTimeout(resting);
   };
 }

@@ -1,22 +1,19 @@
 // One picture: masks scrubbed over an image.
 
-import { makeBrush, onKey } from "./controls.js";
+import { makeBrush } from "./controls.js";
 import {
-  chosenMask, clamp, composite, drawable, masksOf, onChange, onImage, save, scheduler, valueAt,
+  chosenMask, clamp, composite, fitted, masksOf, onChange, onImage, save, scheduler, valueAt,
 } from "./drawing.js";
+import { frame } from "./frame.js";
 import { drawGroups, drawMarks } from "./marks.js";
 import { NOTHING, captionNodes, drawCaption, drawLegend, element, listOf, noteAt, readout } from "./panels.js";
 
 function render({ model, el }) {
-  const listeners = new AbortController(), signal = listeners.signal;
   el.classList.add("m2f-maskview");
-  const header = element("div", "m2f-header", el);
-  const title = element("span", "m2f-title", header);
-  const help = element("span", "m2f-help", header, "?");
-  const stage = element("div", "m2f-stage", el);
-  const canvas = element("canvas", "m2f-canvas", stage);
-  canvas.tabIndex = 0;
-  canvas.dataset.lmSuppressShortcuts = "true"; // else "x" would cut the cell: JupyterLab's command mode
+  const { header, stage, canvas, signal, label, end } = frame(model, el, {
+    stageName: "m2f-stage", canvasName: "m2f-canvas", keys: "change what is shown",
+    resized: (content) => { box = content; schedule(); },
+  });
   const dots = element("canvas", "m2f-dots", stage);
   const pin = element("div", "m2f-pin", stage), cross = element("div", "m2f-cross", stage);
   const tip = element("div", "m2f-tip", stage);
@@ -29,18 +26,15 @@ function render({ model, el }) {
   }
   const caption = captionNodes(el, warning), note = captionNodes(element("div", "m2f-place-note", el));
 
-  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const context = canvas.getContext("2d");
   let picture = null; // the decoded image
   let image = null; // its pixels at the canvas's size
   let box = { width: 0, height: 0 }; // of the stage, in CSS pixels; asking the page for it would lay it out every time
   let frames = 0, pointer = null;
 
   function labels() {
-    title.textContent = model.get("title");
-    help.title = model.get("help");
-    help.hidden = !model.get("help");
+    label();
     header.hidden = !model.get("title");
-    canvas.setAttribute("aria-label", `${model.get("title")}: arrow keys change what is shown`);
     stage.style.width = `${model.get("width")}px`;
     const [width, height] = model.get("image_size");
     stage.style.aspectRatio = `${width} / ${height}`;
@@ -52,12 +46,8 @@ function render({ model, el }) {
     const ratio = window.devicePixelRatio || 1;
     const width = Math.round(box.width * ratio), height = Math.round(box.height * ratio);
     if (!picture || width < 1 || height < 1) return false;
-    if (image && image.source === picture && image.width === width && image.height === height) return true;
-    canvas.width = width;
-    canvas.height = height;
-    context.imageSmoothingQuality = "high";
-    context.drawImage(picture, 0, 0, width, height);
-    image = drawable(width, height, context.getImageData(0, 0, width, height).data, picture);
+    image = fitted(picture, width, height, image);
+    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
     return true;
   }
 
@@ -134,7 +124,6 @@ function render({ model, el }) {
     announce({ gone: true });
   }, { signal });
   canvas.addEventListener("click", (event) => {
-    canvas.focus({ preventScroll: true });
     if (model.get("brush")) return;
     const [u, v] = place(event), [width, height] = model.get("image_size");
     const [rows, columns] = model.get("pick_shape");
@@ -144,18 +133,12 @@ function render({ model, el }) {
     }
     save(model, "clicked", [Math.floor(u * width), Math.floor(v * height)]);
   }, { signal });
-  canvas.addEventListener("keydown", (event) => onKey(event, model), { signal });
   window.addEventListener("m2f-pointer", ({ detail }) => {
     if (detail.group !== model.get("group") || detail.from === el) return;
     cross.hidden = Boolean(detail.gone);
     cross.style.left = `${100 * detail.u}%`;
     cross.style.top = `${100 * detail.v}%`;
   }, { signal });
-  const resize = new ResizeObserver(([entry]) => {
-    box = entry.contentRect;
-    schedule();
-  });
-  resize.observe(stage);
 
   onChange(model, ["stack", "index", "channel", "opacity", "threshold", "contour", "smooth", "masks", "shapes", "scales",
     "coverage", "table", "captions", "readout", "words", "names", "unit", "notes", "places", "marks", "pinned", "clicked"],
@@ -163,11 +146,7 @@ function render({ model, el }) {
   onChange(model, ["title", "help", "width", "image_size"], () => { labels(); schedule(); }, signal);
   onImage(model, (decoded) => { picture = decoded; schedule(); }, signal);
   labels();
-
-  return () => {
-    listeners.abort();
-    resize.disconnect();
-  };
+  return end;
 }
 
 export default { render };
