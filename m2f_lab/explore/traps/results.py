@@ -101,19 +101,11 @@ def _finding(value: float, bench: Bench, prediction: Prediction, queries: Classe
     return Finding(value, bench.samples[0].image, picture, queries)
 
 
-Combine = Callable[[Output, Collection[int]], Prediction]
-"""Output of the model and the classes that are things → panoptic prediction."""
-
-
-def the_librarys(output: Output, things: Collection[int]) -> Prediction:
-    return panoptic(output, things=things)
-
-
-def segments_per_stuff(bench: Bench, combine: Combine) -> Finding:
+def segments_per_stuff(bench: Bench, combine: Callable[..., Prediction]) -> Finding:
     """Mean number of segments of a class of stuff."""
     output, queries = perfect_output(bench)
     things = bench.streets.classes.things
-    prediction = combine(output, things)
+    prediction = combine(output, things=things)
     stuff = [segment.label for segment in prediction.segments if segment.label not in things]
     return _finding(len(stuff) / len(set(stuff)), bench, prediction, queries)
 
@@ -123,10 +115,10 @@ def stuff_as_things(output: Output, things: Collection[int]) -> Prediction:
     return panoptic(output, things=range(output.num_classes))
 
 
-def pixels_lost_to_void(bench: Bench, combine: Combine) -> Finding:
+def pixels_lost_to_void(bench: Bench, combine: Callable[..., Prediction]) -> Finding:
     """Share of the pixels with a class that are void in a perfect prediction, in percent."""
     output, queries = perfect_output(bench)
-    prediction = combine(output, bench.streets.classes.things)
+    prediction = combine(output, things=bench.streets.classes.things)
     known = bench.samples[0].label_map != IGNORE
     return _finding(100 * float((prediction.segments_map[known] == 0).mean()), bench, prediction, queries)
 
@@ -138,12 +130,12 @@ def numbered_from_zero(output: Output, things: Collection[int]) -> Prediction:
     return replace(prediction, segments_map=np.maximum(prediction.segments_map - 1, 0), segments=segments)
 
 
-def images_without_result(bench: Bench, combine: Combine) -> Finding:
+def images_without_result(bench: Bench, combine: Callable[..., Prediction]) -> Finding:
     """Share of the images that end in an error when no query is confident, in percent."""
     output, _ = perfect_output(bench)
     unsure = replace(output, class_logits=[torch.zeros_like(output.class_logits[0])])
     try:
-        combine(unsure, bench.streets.classes.things)
+        combine(unsure, things=bench.streets.classes.things)
     except IndexError:  # argmax over no query at all
         return Finding(100.0)
     return Finding(0.0)
@@ -195,14 +187,14 @@ RESULTS = (
         mistake="Several queries may see the same kind of stuff; their masks are one segment. Kept apart, each of them "
         "is a false positive of panoptic quality.",
         question="Two queries share the road, half and half. How many roads are there?",
-        unit="{} segments per class of stuff", right=the_librarys, broken=stuff_as_things, measure=segments_per_stuff,
+        unit="{} segments per class of stuff", right=panoptic, broken=stuff_as_things, measure=segments_per_stuff,
         guarded_by="tests/test_postprocess.py::test_merged_stuff_keeps_one_id_and_things_do_not_merge",
     ),
     Trap(
         name="segments numbered from 0",
         mistake="In a panoptic map, 0 is void. A segment that is numbered 0 is not there.",
         question="Which segment of a perfect prediction disappears, and how large is it?",
-        unit="{} % of the pixels lost to void", right=the_librarys, broken=numbered_from_zero,
+        unit="{} % of the pixels lost to void", right=panoptic, broken=numbered_from_zero,
         measure=pixels_lost_to_void,
         guarded_by="tests/test_postprocess.py::test_hidden_queries_are_dropped_and_leave_void",
     ),
@@ -211,7 +203,7 @@ RESULTS = (
         mistake="An image in which no query is sure has no segments: an empty result, not an argmax over nothing, and "
         "in panoptic quality not a number rather than a crash.",
         question="After how many images of a new data set does this happen first?",
-        unit="{} % of such images end in an error", right=the_librarys, broken=nothing_to_choose_from,
+        unit="{} % of such images end in an error", right=panoptic, broken=nothing_to_choose_from,
         measure=images_without_result, guarded_by="tests/test_postprocess.py::test_no_confident_query_is_no_segment",
     ),
 )  # fmt: skip
