@@ -6,7 +6,7 @@ L predictions, H/W height/width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -87,23 +87,17 @@ def training_progress(
     for ax in (*axes[0, 1 + len(terms) :], *axes[1, 4:]):
         ax.set_visible(False)
     iterations = [row["iteration"] for row in steps]
-    _line(axes[0, 0], iterations, [row["loss"] for row in steps], "loss, weighted sum", PALETTE[0])
+    _course(axes[:, :2].ravel(), (steps, evaluations), {}, (PALETTE[0], PALETTE[2], PALETTE[4]))
     for ax, (term, predictions) in zip(axes[0, 1:], terms.items(), strict=False):
         _lines_of_predictions(ax, steps, term, predictions)
-    evaluated = _measured(evaluations)
-    places, figures = [row["iteration"] for row in evaluated], [row["mIoU"] for row in evaluated]
-    _line(axes[1, 0], places, figures, "mIoU in percent", PALETTE[2], marker="o")
-    axes[1, 0].set_ylim(0, _top(figures))
+    axes[1, 0].set_ylim(0, _top(evaluations))
     for ax, name, text, color in (
-        (axes[1, 1], "learning_rate", "learning rate", PALETTE[4]),
         (axes[1, 2], "images_per_second", "images per second", PALETTE[5]),
         (axes[1, 3], "memory_gib", "peak memory in GiB", PALETTE[3]),
     ):
         _line(ax, iterations, [row.get(name, math.nan) for row in steps], text, color)
-    axes[1, 1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for ax in axes[1, 2:4]:
         ax.set_ylim(bottom=0)
-    end = max([1, *iterations, *places])
+    end = max([1, *iterations, *(row["iteration"] for row in _measured(evaluations))])
     for ax in axes.flat:
         dress(ax)
         ax.set_xlim(0, end * 1.02)
@@ -126,9 +120,9 @@ def _lines_of_predictions(ax: Axes, steps: Sequence[dict], term: str, prediction
     ax.set_title(f"{term} term", fontsize=TITLE)
 
 
-def _top(percent: Sequence[float]) -> float:
-    """End of an axis of percentages: above the largest, but at most a hundred."""
-    return min(100.0, max(10.0, 1.15 * max(percent, default=100.0)))
+def _top(evaluations: Iterable[dict]) -> float:
+    """End of an axis of mIoU: above the largest, but at most a hundred."""
+    return min(100.0, max(10.0, 1.15 * max((row["mIoU"] for row in _measured(evaluations)), default=100.0)))
 
 
 def _strip(
@@ -170,7 +164,7 @@ def compared_runs(runs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]], tit
         looks = {term: {"color": color, "linestyle": dashes} for term, dashes in terms.items()}
         _course(axes[:4], run, looks, (color,) * 3)
         _course(axes[4:], run, looks, (color,) * 3, seconds)
-    top = _top([row["mIoU"] for _, evaluations in runs.values() for row in _measured(evaluations)])
+    top = _top(row for _, evaluations in runs.values() for row in evaluations)
     for number, ax in enumerate(axes):
         ax.set_xlim(left=0)
         ax.set_xlabel("iteration" if number < 4 else f"{unit} of training")
@@ -201,7 +195,7 @@ def _course(
     axes[3].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
 
-def _measured(evaluations: Sequence[dict]) -> list[dict]:
+def _measured(evaluations: Iterable[dict]) -> list[dict]:
     return [row for row in evaluations if row["mIoU"] is not None]
 
 
