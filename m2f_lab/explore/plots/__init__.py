@@ -17,15 +17,15 @@ from m2f_lab.explore.plots.charts import (
     losses_per_prediction,
     matrices,
 )
-from m2f_lab.explore.plots.counterfactuals import label_change
-from m2f_lab.explore.plots.ledger import pixel_ledger
 from m2f_lab.explore.plots.matching import matching
 from m2f_lab.explore.plots.pictures import (
     attention,
     comparison_rows,
     heat_over_image,
     images,
+    label_change,
     masks,
+    pixel_ledger,
     segmentation,
 )
 from m2f_lab.explore.plots.runs import compared_runs, learning_curves, training_progress

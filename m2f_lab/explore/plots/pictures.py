@@ -1,6 +1,6 @@
-"""Figures of images, label maps, masks and attention.
+"""Figures of images, label maps, masks and attention; of a change to a label map, and of one pixel of it.
 
-Q queries, H/W height/width.
+Q queries, K classes, H/W height/width.
 """
 
 from __future__ import annotations
@@ -13,8 +13,22 @@ from matplotlib.figure import Figure
 
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize, overlay
-from m2f_lab.explore.plots.theme import HEAT, TITLE, class_legend, picture_grid, show
+from m2f_lab.explore.plots.theme import (
+    HEAT,
+    PALETTE,
+    SMALL,
+    TEXT,
+    TITLE,
+    NotebookFigure,
+    class_legend,
+    dress,
+    picture_grid,
+    show,
+)  # fmt: skip
 from m2f_lab.structures import IGNORE
+
+MAX_BARS = 10  # classes that a change is told of
+OTHERS = "#c4c8cd"  # the bar of all queries without a colour of their own
 
 
 def images(panels: Mapping[str, np.ndarray], columns: int | None = None, width: float = 3.0) -> Figure:
@@ -141,6 +155,104 @@ def heat_over_image(
     for ax, (title, values) in zip(axes, maps.items(), strict=True):
         show(ax, image, title)
         _heat(ax, values, image.shape[:2])
+    return figure
+
+
+def label_change(
+    image: np.ndarray, before: np.ndarray, after: np.ndarray, classes: Classes, title: str = "", width: float = 3.0
+) -> Figure:
+    """A label map before and after, the pixels that changed, and what every class gained or lost.
+
+    Args:
+        image: uint8 [H, W, 3]
+        before, after: classes 0…K-1. integers [H, W]
+        classes: names and colours.
+        title: over everything.
+        width: of one picture, in inches.
+    """
+    figure, axes = picture_grid(4, 4, width, max(width * image.shape[0] / image.shape[1], 1.6), title=bool(title))
+    changed = before != after
+    difference = (0.25 * image).astype(np.uint8)
+    difference[changed] = colorize(after, classes)[changed]
+    panels = {
+        "before": overlay(image, before, classes, 0.65),
+        "after": overlay(image, after, classes, 0.65),
+        f"{100 * changed.mean():.1f} % of the pixels changed": difference,
+    }
+    for ax, (name, picture) in zip(axes, panels.items(), strict=False):
+        show(ax, picture, name)
+
+    count = len(classes)
+    pixels = [np.bincount(labels.ravel(), minlength=count) for labels in (before, after)]
+    gained = 100 * (pixels[1] - pixels[0]) / before.size
+    shown = np.argsort(-np.abs(gained), kind="stable")[:MAX_BARS]
+    shown = shown[(pixels[0] + pixels[1])[shown] > 0]
+    ax = axes[3]
+    ax.set_axis_on()
+    dress(ax)
+    ax.barh(range(len(shown)), gained[shown], color=[PALETTE[0] if g > 0 else PALETTE[1] for g in gained[shown]])
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(shown)), [classes.names[k] for k in shown], fontsize=SMALL)
+    ax.invert_yaxis()
+    reach = max(np.abs(gained).max(), 0.1)
+    ax.set_xlim(-1.1 * reach, 1.1 * reach)
+    ax.set_xlabel("gained or lost, in % of the image")
+    figure.suptitle(title, fontsize=TITLE + 1)
+    class_legend(figure, [before, after], classes)
+    return figure
+
+
+def pixel_ledger(
+    image: np.ndarray,
+    label_map: np.ndarray,
+    classes: Classes,
+    shares: np.ndarray,
+    place: tuple[int, int],
+    count: int = 6,
+    width: float = 9.0,
+) -> Figure:
+    """A pixel on the map, and for its strongest classes what each query gives to the score.
+
+    Args:
+        image: uint8 [H, W, 3]
+        label_map: classes 0…K-1. [H, W]
+        classes: names and colours.
+        shares: what each query gives to each class at the pixel. [Q, K]
+        place: (x, y), the pixel.
+        count: queries that have a colour of their own; all others share one.
+        width: of the figure, in inches.
+    """
+    scores = shares.sum(axis=0)
+    shown = np.argsort(-scores, kind="stable")[:4]
+    first = np.argsort(-shares[:, shown].max(axis=1), kind="stable")[: min(count, len(PALETTE) - 1)]
+    first = first[np.argsort(-shares[first, shown[0]], kind="stable")]
+    height = max(2.4, 0.5 * width * image.shape[0] / image.shape[1] + 0.4)
+    figure = NotebookFigure(figsize=(width, height), layout="constrained", dpi=90)
+    figure.get_layout_engine().set(h_pad=0.1)
+    picture, bars = figure.subplots(1, 2)
+
+    title = f"pixel ({place[0]}, {place[1]}): {classes.names[shown[0]]}"
+    show(picture, overlay(image, label_map, classes, 0.6), title)
+    for size, color in ((7, "black"), (4, "white")):
+        picture.plot(*place, marker="+", markersize=16, markeredgewidth=size / 2, color=color)
+    picture.set_axis_off()
+
+    dress(bars)
+    left = np.zeros(len(shown))
+    parts = [(f"query {query}", shares[query, shown], PALETTE[i]) for i, query in enumerate(first)]
+    rest = scores[shown] - sum(values for _, values, _ in parts)
+    if len(shares) > len(first):
+        parts.append((f"{len(shares) - len(first)} others", rest, OTHERS))
+    for name, values, color in parts:
+        bars.barh(range(len(shown)), values, left=left, color=color, edgecolor="white", linewidth=0.5, label=name)
+        left = left + values
+    for row, score in enumerate(scores[shown]):
+        bars.text(score + 0.01 * scores[shown[0]], row, f"{score:.3f}", va="center", fontsize=SMALL)
+    bars.set_yticks(range(len(shown)), [classes.names[k] for k in shown], fontsize=TEXT)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 1.15 * max(float(scores[shown[0]]), 1e-6))
+    bars.set_xlabel("score: the sum of p(class | query) · p(pixel | query)", fontsize=SMALL)
+    bars.legend(fontsize=SMALL, frameon=False, loc="lower right")
     return figure
 
 
