@@ -1,7 +1,7 @@
 // Dots over the image: where something reads, the larger the heavier, coloured by group.
 
 import { clamp } from "./drawing.js";
-import { element, placeOf } from "./panels.js";
+import { placeOf } from "./panels.js";
 
 const DOT_RADIUS = 17; // CSS pixels of a dot of size 1; its area is proportional to the size
 
@@ -31,14 +31,5 @@ export function drawMarks(model, canvas, image) {
       context.fill();
       context.stroke();
     }
-  }
-}
-
-/** One chip for each group of dots. */
-export function drawGroups(model, parent) {
-  if (!parent.childElementCount && !model.get("mark_groups").length) return;
-  parent.replaceChildren();
-  for (const [name, color] of model.get("mark_groups")) {
-    element("span", "m2f-chip", parent, name).style.setProperty("--m2f-chip", color);
   }
 }

@@ -5,7 +5,7 @@ import {
   chosenMask, clamp, composite, fitted, masksOf, onChange, onImage, save, scheduler, valueAt,
 } from "./drawing.js";
 import { frame } from "./frame.js";
-import { drawGroups, drawMarks } from "./marks.js";
+import { drawMarks } from "./marks.js";
 import { NOTHING, captionNodes, drawCaption, drawLegend, element, listOf, noteAt, readout } from "./panels.js";
 
 function render({ model, el }) {
@@ -62,7 +62,6 @@ function render({ model, el }) {
     drawCaption(listOf(model, "captions")[mask.stack]?.[mask.index] ?? NOTHING, caption);
     drawCaption(noteAt(model, mask.stack), note);
     drawMarks(model, dots, image);
-    drawGroups(model, legend.groups);
     showPin();
     if (pointer) showTip(mask);
     canvas.dataset.drawn = `${mask.stack},${mask.index},${mask.channel}`;

@@ -29,10 +29,11 @@ function say(node, text) {
 }
 
 export function drawLegend(model, mask, nodes) {
-  nodes.names.replaceChildren();
   const named = model.get("names").length > 0;
   for (const part of ["low", "bar", "high"]) nodes[part].hidden = named;
-  if (named) return drawNames(model, mask, nodes.names);
+  drawChips(named ? presentNames(model, mask) : [], nodes.names);
+  drawChips(model.get("mark_groups"), nodes.groups);
+  if (named) return;
   const words = model.get("words"), asPercent = model.get("readout").includes("{percent}");
   const top = asPercent ? percent(mask.scale) : String(Number(mask.scale.toPrecision(2)));
   say(nodes.low, words.length ? words[0] : "0");
@@ -47,15 +48,19 @@ export function drawLegend(model, mask, nodes) {
   if (nodes.bar.dataset.gradient !== gradient) nodes.bar.style.background = nodes.bar.dataset.gradient = gradient;
 }
 
-/** A chip of its colour for every label that occurs, the most frequent first. */
-function drawNames(model, mask, parent) {
+function drawChips(chips, parent) {
+  if (!parent.childElementCount && !chips.length) return;
+  parent.replaceChildren();
+  for (const [name, color] of chips) element("span", "m2f-chip", parent, name).style.setProperty("--m2f-chip", color);
+}
+
+/** Name and colour of every label that occurs, the most frequent first. */
+function presentNames(model, mask) {
   const names = model.get("names"), table = bytes(model.get("table")), counts = new Uint32Array(256);
   for (const label of mask.values) counts[label]++;
   const present = names.map((_, label) => label).filter((label) => counts[label]);
-  for (const label of present.sort((a, b) => counts[b] - counts[a])) {
-    const chip = element("span", "m2f-chip", parent, names[label]);
-    chip.style.setProperty("--m2f-chip", `rgb(${table.subarray(4 * label, 4 * label + 3).join(", ")})`);
-  }
+  const chip = (label) => [names[label], `rgb(${table.subarray(4 * label, 4 * label + 3).join(", ")})`];
+  return present.sort((a, b) => counts[b] - counts[a]).map(chip);
 }
 
 export const NOTHING = {}; // no caption
