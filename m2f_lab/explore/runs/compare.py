@@ -66,11 +66,10 @@ class Comparison:
         history = self.histories[name]
         measured = [row for row in history.evaluations if row[METRIC] is not None]
         best = max(measured, key=lambda row: row[METRIC], default=None)
-        place = history.last_step or history.evaluations[-1]
         return (
             name,
-            str(place["iteration"]),
-            format_duration(place.get("seconds", 0.0)),
+            str(history.last_step["iteration"]),
+            format_duration(history.last_step["seconds"]),
             f"{best[METRIC]:.1f} %" if best else "–",
             str(best["iteration"]) if best else "–",
             f"{measured[-1][METRIC]:.1f} %" if measured else "–",
@@ -115,8 +114,6 @@ def differing_fields(recipes: Mapping[str, Mapping[str, object]]) -> dict[str, d
 
 def with_seconds(evaluations: Sequence[dict], steps: Sequence[dict]) -> list[dict]:
     """Evaluations with their time, which is interpolated between the steps around them."""
-    if not steps:
-        return []
     iterations, seconds = [row["iteration"] for row in steps], [row["seconds"] for row in steps]
     return [row | {"seconds": float(np.interp(row["iteration"], iterations, seconds))} for row in evaluations]
 
