@@ -9,7 +9,6 @@ _HOME = {
     "Biographies": "biographies.data",
     "BiographyCollector": "biographies.collect",
     "BiographyExplorer": "biographies.gallery",
-    "BiographyGallery": "biographies.gallery",
     "CounterfactualExplorer": "counterfactuals.explorer",
     "EditHistory": "counterfactuals.edits",
     "ForceClass": "counterfactuals.edits",
@@ -37,6 +36,7 @@ _HOME = {
 }
 
 _FORMER = {  # names of an earlier release
+    "BiographyGallery": "BiographyExplorer",
     "MatchingInspector": "MatchingExplorer",
     "PixelLedger": "PixelExplorer",
     "SamplingViewer": "SamplingExplorer",

@@ -132,9 +132,6 @@ class BiographyExplorer(Tool):
         return f"Each query over {images} images. Click one, then use the left and right arrows."
 
 
-BiographyGallery = BiographyExplorer
-
-
 def biography_captions(biographies: Biographies, threshold: float = DUPLICATE, num_classes: int = 5) -> list[Caption]:
     """Captions that tell where each query wins, with the classes of the pixels it wins as bars. Q"""
     labels = class_labels(biographies.classes, biographies.num_classes)
