@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,13 +185,11 @@ def biographies_of(
         "split": split,
         **sizes,
     }
-    try:
+    with suppress(FileNotFoundError, ValueError):  # nothing there, or of another version
         stored = Biographies.load(folder)
-    except (FileNotFoundError, ValueError):  # nothing there, or of another version
-        stored = None
-    if stored is not None and stored.source == source:
-        print(f"Read the biographies of {stored.num_images} images from {run.path.name}/biographies.")
-        return stored
+        if stored.source == source:
+            print(f"Read the biographies of {stored.num_images} images from {run.path.name}/biographies.")
+            return stored
     model = run.model(which).to(device)
     biographies = collect_biographies(model, dataset, limit=limit, progress=progress, source=source, **sizes)
     biographies.save(folder)
