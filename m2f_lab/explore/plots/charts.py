@@ -6,11 +6,12 @@ Q queries, K classes, T segments.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from m2f_lab.explore.plots.theme import HEAT, PALETTE, SMALL, TITLE, chart, chart_grid, colors
+from m2f_lab.explore.plots.theme import HEAT, PALETTE, SMALL, TITLE, chart, chart_grid
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, title: str = "") -> Figure:
@@ -21,11 +22,9 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str
         x, y: labels of the axes.
         title: says what to see.
     """
-    figure, ax = chart(6.0, 3.2, title)
-    for (name, (xs, ys)), color in zip(series.items(), colors(len(series)), strict=True):
+    figure, ax = chart(6.0, 3.2, title, x, y)
+    for (name, (xs, ys)), color in zip(series.items(), cycle(PALETTE), strict=False):
         ax.plot(xs, ys, label=name, color=color, linewidth=1.6, marker="o" if len(xs) < 12 else None, markersize=4)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
     if len(series) > 1:
         ax.legend(fontsize=SMALL, frameon=False)
     return figure
@@ -40,15 +39,13 @@ def losses_per_prediction(losses: Mapping[str, float], title: str = "") -> Figur
     """
     terms = loss_terms([losses])
     count = 1 + max((number for numbers in terms.values() for number in numbers), default=0)
-    figure, ax = chart(1.6 + 0.15 * count * len(terms), 2.8, title)
+    figure, ax = chart(1.6 + 0.15 * count * len(terms), 2.8, title, "prediction", "loss, unweighted")
     pitch = 0.81 / len(terms)
-    for i, ((term, numbers), color) in enumerate(zip(terms.items(), colors(len(terms)), strict=True)):
+    for i, ((term, numbers), color) in enumerate(zip(terms.items(), cycle(PALETTE), strict=False)):
         places = [number + pitch * (i - (len(terms) - 1) / 2) for number in numbers]
         heights = [losses[f"{number}.{term}"] for number in numbers]
         ax.bar(places, heights, width=0.93 * pitch, color=color, label=term)
     ax.set_xticks(range(count))
-    ax.set_xlabel("prediction")
-    ax.set_ylabel("loss, unweighted")
     figure.legend(loc="outside right upper", fontsize=SMALL, frameon=False)
     return figure
 
@@ -65,7 +62,7 @@ def bars(
         title: says what to see.
         limit: right end of the axis.
     """
-    figure, ax = chart(6.0, 0.8 + 0.24 * len(names), title)
+    figure, ax = chart(6.0, 0.8 + 0.24 * len(names), title, x)
     lengths = [0.0 if value is None else value for value in values]
     ax.barh(range(len(names)), lengths, color=PALETTE[0], height=0.7)
     reach = limit or max(lengths, default=1.0) or 1.0
@@ -74,7 +71,6 @@ def bars(
     ax.set_yticks(range(len(names)), names, fontsize=SMALL)
     ax.invert_yaxis()
     ax.set_xlim(0, reach * (1.0 if limit else 1.12))
-    ax.set_xlabel(x)
     return figure
 
 
@@ -96,7 +92,7 @@ def dumbbells(
         title: says what to see.
         limit: right end of the axis.
     """
-    figure, ax = chart(7.2, 1.0 + 0.36 * len(names), title)
+    figure, ax = chart(7.2, 1.0 + 0.36 * len(names), title, x)
     for row, (first, second) in enumerate(pairs):
         ax.plot([first, second], [row, row], color="0.75", linewidth=3, zorder=1, solid_capstyle="round")
     for end, color, marker, name in zip(zip(*pairs, strict=True), (PALETTE[0], PALETTE[1]), "os", ends, strict=True):
@@ -109,7 +105,6 @@ def dumbbells(
     ax.set_yticks(range(len(names)), names, fontsize=SMALL)
     ax.set_ylim(len(names) - 0.5, -0.7)
     ax.set_xlim(-0.02 * reach, 1.02 * reach)
-    ax.set_xlabel(x)
     figure.legend(loc="outside upper right", ncols=2, fontsize=SMALL, frameon=False)
     return figure
 
@@ -155,12 +150,10 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str = "") -> Figu
     kept = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
     shares = matrix[np.ix_(kept, kept)] / np.maximum(matrix[kept].sum(1, keepdims=True), 1)
     side = 1.6 + 0.32 * len(kept)
-    figure, ax = chart(side + 1.2, side, title)
+    figure, ax = chart(side + 1.2, side, title, "predicted", "true")
     shown = ax.imshow(shares, cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
     ax.set_xticks(range(len(kept)), [names[k] for k in kept], fontsize=SMALL, rotation=60, ha="right")
     ax.set_yticks(range(len(kept)), [names[k] for k in kept], fontsize=SMALL)
-    ax.set_xlabel("predicted")
-    ax.set_ylabel("true")
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, shrink=0.7, label="share of the true class")
     return figure

@@ -17,17 +17,7 @@ from matplotlib.figure import Figure
 from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize
 from m2f_lab.explore.plots.charts import loss_terms
-from m2f_lab.explore.plots.theme import (
-    PALETTE,
-    SMALL,
-    TEXT,
-    TITLE,
-    NotebookFigure,
-    chart_grid,
-    class_legend,
-    colors,
-    dress,
-)  # fmt: skip
+from m2f_lab.explore.plots.theme import PALETTE, SMALL, TEXT, TITLE, NotebookFigure, chart_grid, class_legend, dress
 
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of the terms, where colours stand for runs
 WIDTH, CHARTS = 12.4, 4.9  # inches: of a figure of progress, and how high its charts are
@@ -45,7 +35,7 @@ def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), tit
     """
     figure, axes = chart_grid(1, 4, 2.9, 2.5, title)
     terms = loss_terms(steps)
-    looks = {term: {"color": color, "label": term} for term, color in zip(terms, colors(len(terms)), strict=True)}
+    looks = {term: {"color": color, "label": term} for term, color in zip(terms, cycle(PALETTE), strict=False)}
     _course(axes, (steps, evaluations), looks, (PALETTE[0], PALETTE[2], PALETTE[4]))
     axes[1].legend(fontsize=SMALL, frameon=False)
     axes[2].set_ylim(0, 100)
@@ -160,7 +150,7 @@ def compared_runs(runs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]], tit
     longest = max((row["seconds"] for steps, _ in runs.values() for row in steps), default=0.0)
     unit, seconds = ("hours", 3600) if longest >= 7200 else ("minutes", 60) if longest >= 120 else ("seconds", 1)
     terms = dict(zip(loss_terms(step for steps, _ in runs.values() for step in steps), cycle(DASHES), strict=False))
-    for run, color in zip(runs.values(), colors(len(runs)), strict=True):
+    for run, color in zip(runs.values(), cycle(PALETTE), strict=False):
         looks = {term: {"color": color, "linestyle": dashes} for term, dashes in terms.items()}
         _course(axes[:4], run, looks, (color,) * 3)
         _course(axes[4:], run, looks, (color,) * 3, seconds)

@@ -47,10 +47,11 @@ def picture_grid(
     return figure, axes[:count]
 
 
-def chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    """A figure of one chart; `width` and `height` in inches."""
+def chart(width: float, height: float, title: str, x: str, y: str = "") -> tuple[Figure, Axes]:
+    """A figure of one chart; `width` and `height` in inches, `x` and `y` the labels of its axes."""
     figure, (ax,) = chart_grid(1, 1, width, height)
     ax.set_title(title, fontsize=TITLE)
+    ax.set(xlabel=x, ylabel=y)
     return figure, ax
 
 
@@ -73,11 +74,6 @@ def dress(ax: Axes) -> None:
     ax.tick_params(labelsize=SMALL)
     ax.xaxis.label.set_size(TEXT)
     ax.yaxis.label.set_size(TEXT)
-
-
-def colors(count: int) -> list[str]:
-    """One colour per line; they repeat after seven."""
-    return [PALETTE[i % len(PALETTE)] for i in range(count)]
 
 
 def show(ax: Axes, picture: np.ndarray, title: str) -> None:
