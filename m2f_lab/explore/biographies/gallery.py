@@ -7,7 +7,7 @@ import numpy as np
 from m2f_lab import explore
 from m2f_lab.explore.biographies.data import DUPLICATE, Biographies
 from m2f_lab.explore.biographies.words import main_class_names, query_notes, usual_sizes
-from m2f_lab.explore.parts.controls import Moves, check_range, controls, pictures, share_slider
+from m2f_lab.explore.parts.controls import Moves, check_range, controls, opacity_slider, pictures
 from m2f_lab.explore.parts.labels import class_labels, percent
 from m2f_lab.explore.parts.mask_grid import MaskGrid
 from m2f_lab.explore.parts.mask_view import MaskView
@@ -56,7 +56,7 @@ class BiographyExplorer(Tool):
         self.biographies, self.threshold = biographies, threshold
         views = self._make_views(width)
         gallery, heat = views.values()
-        self.opacity_slider = share_slider("opacity-slider", "opacity", gallery.opacity, HELP["opacity"])
+        self.opacity_slider = opacity_slider(gallery.opacity, HELP["opacity"])
         super().__init__(
             [controls(self.opacity_slider), pictures(gallery, heat)],
             views,

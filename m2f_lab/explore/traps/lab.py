@@ -12,7 +12,7 @@ import ipywidgets
 import numpy as np
 
 from m2f_lab import explore
-from m2f_lab.explore.parts.controls import Control, controls, menu, pictures, share_slider
+from m2f_lab.explore.parts.controls import Control, Moves, controls, menu, opacity_slider, pictures
 from m2f_lab.explore.parts.drawing import TABLES, composite, label_table, to_uint8
 from m2f_lab.explore.parts.links import Links
 from m2f_lab.explore.parts.mask_view import MaskView
@@ -68,7 +68,7 @@ class TrapLab(Tool):
         wide = ipywidgets.Layout(width="380px")
         self.trap_menu = menu("trap-menu", "trap", list(self.traps), HELP["trap"], layout=wide)
         self.switch = ipywidgets.ToggleButtons(options=[*SHOWN], tooltips=[HELP["switch"]] * 3).add_class("m2f-switch")
-        self.opacity_slider = share_slider("opacity-slider", "opacity", OPACITY, HELP["opacity"])
+        self.opacity_slider = opacity_slider(OPACITY, HELP["opacity"])
         row = controls(self.trap_menu, self.switch, self.opacity_slider)
         self._values = [ipywidgets.HTML().add_class(f"m2f-value-{name}") for name in SHOWN]
         self._value = ipywidgets.Stack(self._values, selected_index=0)
@@ -79,6 +79,7 @@ class TrapLab(Tool):
             {},
             name="trap-lab",
             summary=f"TrapLab({len(self.traps)} traps)",
+            moves=[Moves("opacity", self.opacity_slider)],
             links=[((self.switch, "index"), (self._value, "selected_index"))],
         )
         self.trap_menu.observe(self._show, "value")
@@ -132,10 +133,7 @@ class TrapLab(Tool):
 
     def _page_controls(self) -> list[Control]:
         options = tuple((text, place) for place, text in enumerate(SHOWN))
-        return [
-            Control("index", "variant", HELP["switch"], options=options),
-            Control("opacity", "opacity", HELP["opacity"], step=0.05),
-        ]
+        return [Control("index", "variant", HELP["switch"], options=options), *super()._page_controls()]
 
     def _page_columns(self) -> Columns:
         """All pictures, two columns of them; every trap is tried.
