@@ -92,15 +92,12 @@ def read_masks(output: Output, index: int, size: tuple[int, int]) -> Tensor:
     y = (torch.arange(size[0], device=device) + 0.5) / size[0] * (height / padded_height)
     x = (torch.arange(size[1], device=device) + 0.5) / size[1] * (width / padded_width)
     points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(1, -1, 2)  # (1, h * w, 2)
-    read: dict[int, Tensor] = {}  # predictions usually share their features: sample those once
     masks = []
-    for prediction in output.masks:
-        features = prediction.features
-        if id(features) not in read:
-            read[id(features)] = sample_points(features[index : index + 1].float(), points)[0]  # (C, h * w)
-        logits = prediction.embeddings[index].float() @ read[id(features)]  # (Q, h * w)
-        masks.append(logits.sigmoid().unflatten(1, size))
-    return torch.stack(masks)
+    for group in output.groups():  # predictions usually share their features: sample those once
+        sampled = sample_points(group.features[index : index + 1].float(), points)[0]  # (C, h * w)
+        logits = group.embeddings[index : index + 1].float() @ sampled  # (1, l, Q, h * w)
+        masks.append(logits.sigmoid().unflatten(3, size))
+    return output.in_order(masks)[0]
 
 
 def nearest_cells(num_pixels: int, num_cells: int, coverage: float = 1.0) -> np.ndarray:
