@@ -33,7 +33,7 @@ class EncoderLayer(nn.Module):
         self, features: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list[tuple[int, int]]
     ) -> Tensor:
         """Features [B, S, C] in and out; the other arguments are those of `DeformableAttention`."""
-        attended, _, _ = self.attention(features, positions, reference_points, level_sizes)
+        attended, _ = self.attention(features, positions, reference_points, level_sizes)
         features = self.attention_norm(features + attended)
         return self.feedforward_norm(features + self.feedforward(features))
 

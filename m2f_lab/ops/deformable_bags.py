@@ -1,4 +1,4 @@
-"""Deformable sampling on a CPU: every weighted bilinear sum is a weighted bag of rows.
+"""Deformable sampling without atomics: every weighted bilinear sum is a weighted bag of rows.
 
 B batch, S cells of all levels, Q positions, L levels, P points per head and level, D channels of a head, H/W
 height/width of a level, N = Q * heads.
@@ -14,7 +14,7 @@ is what `embedding_bag` computes in one pass, without storing the rows it reads.
 - The gradients of locations and weights follow from one dot product of value and output gradient for every corner.
 
 Images are done one after the other, which keeps temporaries small and in cache; backward finds cells and shares again
-instead of keeping them.
+instead of keeping them. Made for CPUs; as sums have a fixed order, it serves CUDA where that is asked for.
 """
 
 import warnings
@@ -30,7 +30,7 @@ with warnings.catch_warnings():  # torch says once per process that CSR tensors 
 
 
 def sample_by_bags(values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_sampling` on a CPU. Half precision is read as it is and summed in float32."""
+    """`deformable_sampling` on a CPU, or in a fixed order. Half precision is read as it is and summed in float32."""
     return BagSampling.apply(values, locations, weights, level_sizes)
 
 
@@ -41,7 +41,7 @@ class BagSampling(torch.autograd.Function):
     def forward(ctx, values: Tensor, locations: Tensor, weights: Tensor, level_sizes: list[tuple[int, int]]) -> Tensor:
         ctx.save_for_backward(values, locations, weights)
         ctx.level_sizes = level_sizes
-        canvas = Canvas(level_sizes, weights.shape[2], weights.shape[4], accumulated_as(values))
+        canvas = Canvas(level_sizes, weights.shape[2], weights.shape[4], accumulated_as(values), values.device)
         output = values.new_empty(*weights.shape[:3], values.shape[3])
         for value, location, weight, total in zip(values, locations, weights, output, strict=True):
             cells, fractions = canvas.place(canvas.pixels(location))
@@ -56,7 +56,7 @@ class BagSampling(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, output_grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         values, locations, weights = ctx.saved_tensors
-        canvas = Canvas(ctx.level_sizes, weights.shape[2], weights.shape[4], accumulated_as(values))
+        canvas = Canvas(ctx.level_sizes, weights.shape[2], weights.shape[4], accumulated_as(values), values.device)
         grads = torch.empty_like(values), torch.empty_like(locations), torch.empty_like(weights)
         for value, location, weight, grad, value_grad, location_grad, weight_grad in zip(
             values, locations, weights, output_grad, *grads, strict=True
@@ -85,7 +85,9 @@ class BagSampling(torch.autograd.Function):
 class Canvas:
     """Layout of the cells of all levels in one table of rows, [heads * height * pitch, D]; one image at a time."""
 
-    def __init__(self, level_sizes: list[tuple[int, int]], heads: int, points: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, level_sizes: list[tuple[int, int]], heads: int, points: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.level_sizes, self.heads, self.dtype = level_sizes, heads, dtype
         self.pitch = max(w for _, w in level_sizes) + 1  # a row's border on the right is the next one's on the left
         self.tops = [sum(h + 1 for h, _ in level_sizes[:i]) for i in range(len(level_sizes))]  # of the borders
@@ -93,9 +95,10 @@ class Canvas:
         self.corners = (0, 1, self.pitch, self.pitch + 1)
         # Rows of the table that can be a first corner, so that all four are there.
         self.num_cells = heads * self.height * self.pitch - self.corners[-1]
-        self.extent = torch.tensor([(w, h) for h, w in level_sizes], dtype=dtype).repeat_interleave(points, dim=0)
-        planes = torch.arange(heads, dtype=torch.int32) * (self.height * self.pitch)
-        tops = torch.tensor(self.tops, dtype=torch.int32) * self.pitch
+        self.extent = torch.tensor([(w, h) for h, w in level_sizes], dtype=dtype, device=device)
+        self.extent = self.extent.repeat_interleave(points, dim=0)
+        planes = torch.arange(heads, dtype=torch.int32, device=device) * (self.height * self.pitch)
+        tops = torch.tensor(self.tops, dtype=torch.int32, device=device) * self.pitch
         self.origins = planes[:, None] + tops.repeat_interleave(points)  # (heads, L * P)
 
     def levels(self, table: Tensor) -> list[Tensor]:
@@ -113,7 +116,7 @@ class Canvas:
 
     def paint(self, values: Tensor) -> Tensor:
         """The table of an image's values [S, heads, D]."""
-        table = torch.zeros(self.heads * self.height * self.pitch, values.shape[2], dtype=self.dtype)
+        table = values.new_zeros(self.heads * self.height * self.pitch, values.shape[2], dtype=self.dtype)
         for level, value in zip(self.levels(table), self.split(values), strict=True):
             level.copy_(value)
         return table
@@ -145,12 +148,12 @@ class Canvas:
         """The gradient of the table from that of the output, [N, D]."""
         points = cells.shape[1]
         cells = cells.flatten()
-        order = cells.argsort()
+        order = cells.argsort(stable=cells.is_cuda)  # as they come, where any order could come
         ends = torch.bincount(cells, minlength=self.num_cells).cumsum(0)
         starts = F.pad(ends[:-1], (1, 0))
         bags = order // points  # the row of `grad` of every point
         shares = corner_shares(F.embedding(order, fractions.flatten(0, 1))[None], weights.flatten()[order][None])[0]
-        table_grad = torch.zeros(self.num_cells + self.corners[-1], grad.shape[1], dtype=self.dtype)
+        table_grad = grad.new_zeros(self.num_cells + self.corners[-1], grad.shape[1])
         for corner, share in zip(self.corners, shares, strict=True):
             sums = F.embedding_bag(bags, grad, starts, mode="sum", per_sample_weights=share)
             table_grad[corner : corner + self.num_cells] += sums
@@ -168,7 +171,7 @@ def corner_shares(fractions: Tensor, weights: Tensor) -> Tensor:
 
 def corner_dots(rows: Tensor, table: Tensor, grad: Tensor) -> Tensor:
     """The dot product of the n-th output gradient with every row of the n-th bag. [N, 4 * L * P]"""
-    starts = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
+    starts = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype, device=rows.device)
     pattern = torch.sparse_csr_tensor(
         starts, rows.flatten(), table.new_zeros(rows.numel()), (len(rows), len(table)), check_invariants=False
     )

@@ -7,6 +7,7 @@ H/W height/width of a level.
 import functools
 import importlib.util
 import logging
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,42 +17,79 @@ from m2f_lab.ops.deformable_bags import sample_by_bags
 from m2f_lab.ops.switch import is_plain
 
 
-def deformable_sampling(
-    values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class SamplingPoints:
+    """Points that positions look at, as linear maps give them: pixels of offset, and scores.
+
+    Attributes:
+        level_sizes: height and width of each level.
+        centres: reference points, (x, y) in [0, 1]. [Q, 2]
+        offsets: (x, y) in pixels of the level that is read. [B, Q, heads, L, P, 2]
+        scores: logits of the weights. [B, Q, heads, L, P]
+    """
+
+    level_sizes: list[tuple[int, int]]
+    centres: Tensor
+    offsets: Tensor
+    scores: Tensor
+
+    @property
+    def locations(self) -> Tensor:
+        """(x, y) in [0, 1] of the image. [B, Q, heads, L, P, 2]"""
+        # Sizes and centres are repeated: a CPU is slow at broadcasting pairs.
+        pairs = [(w, h) for h, w in self.level_sizes for _ in range(self.offsets.shape[4])]
+        if self.centres.device.type == "cpu":
+            pixels = self.centres.new_tensor(pairs)
+        else:  # a list would be copied to the device, and the host would wait for it
+            pixels = torch.stack([self.centres.new_full((), side) for pair in pairs for side in pair])
+        pixels = pixels.view(self.offsets.shape[3:])
+        return self.centres[:, None, None, None].repeat(1, 1, *pixels.shape[:2], 1) + self.offsets / pixels
+
+    @property
+    def weights(self) -> Tensor:
+        """Attention weights, which sum to 1 over L and P. [B, Q, heads, L, P]"""
+        return self.scores.flatten(3).softmax(dim=3).view(self.scores.shape)
+
+
+def deformable_sampling(values: Tensor, points: SamplingPoints) -> Tensor:
     """Sum values, read at fractional locations of every level, with weights.
 
-    CPUs read bags of rows, CUDA devices run a Triton kernel; both add up in float32 at least. Where the kernel cannot
-    run, the plain version does the work: `sample_by_grid`. The log says which of them runs.
+    CPUs read bags of rows. CUDA devices run a Triton kernel, which finds locations and weights by itself; both add up
+    in float32 at least. The kernel's gradient of the values has no fixed order of summation: where PyTorch is to use
+    deterministic algorithms, CUDA devices read bags as well. Where the kernel cannot run, the plain version does the
+    work: `sample_by_grid`. The log says which of them runs.
 
     Args:
         values: the levels flattened one behind the other. [B, S, heads, D]
-        level_sizes: height and width of each level; their areas add up to S.
-        locations: (x, y) in [0, 1] of the image; outside it values are zero. [B, Q, heads, L, P, 2]
-        weights: attention weights. [B, Q, heads, L, P]
+        points: where to read, and how much each point counts; the areas of its levels add up to S.
 
     Returns:
         The weighted sum per position and head, in the type of the values. [B, Q, heads, D]
 
     Source: Deformable DETR (Zhu et al. 2021), equation 3.
     """
+    device = values.device.type
     if is_plain("deformable_sampling"):
-        return sample_by_grid(values, level_sizes, locations, weights)
-    if values.device.type == "cpu":
-        announce(logging.INFO, "Deformable attention on the CPU reads bags of rows.")
-        return sample_by_bags(values, level_sizes, locations, weights)
-    reason = why_no_kernel(values.device.type, values.dtype)
+        return sample_by_grid(values, points.level_sizes, points.locations, points.weights)
+    if device == "cpu" or (device == "cuda" and torch.are_deterministic_algorithms_enabled()):
+        announce(logging.INFO, f"Deformable attention reads bags of rows on the device {device!r}.")
+        return sample_by_bags(values, points.level_sizes, points.locations, points.weights)
+    reason = why_no_kernel(device, values.dtype)
     if reason:
         announce(logging.WARNING, f"Deformable attention runs without its kernel, through grid_sample: {reason}.")
-        return sample_by_grid(values, level_sizes, locations, weights)
+        return sample_by_grid(values, points.level_sizes, points.locations, points.weights)
     from m2f_lab.ops.deformable_kernel import sample_by_kernel  # here: it imports Triton, which is not everywhere
 
     announce(logging.INFO, "Deformable attention runs its Triton kernel.")
-    return sample_by_kernel(values, level_sizes, locations, weights)
+    return sample_by_kernel(values, points.level_sizes, points.centres, points.offsets, points.scores)
 
 
 def sample_by_grid(values: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """`deformable_sampling`, plain: equation 3 with `grid_sample`. Runs everywhere."""
+    """`deformable_sampling`, plain: equation 3 with `grid_sample`. Runs everywhere.
+
+    Locations [B, Q, heads, L, P, 2] are (x, y) in [0, 1] of the image, outside of which values are zero; weights
+    [B, Q, heads, L, P].
+    """
     batch, _, heads, dim = values.shape
     queries = locations.shape[1]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)

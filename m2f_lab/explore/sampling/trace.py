@@ -18,6 +18,7 @@ from m2f_lab.explore.parts.reading import AnyImage, Model
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import look
 from m2f_lab.model.deformable_attention import DeformableAttention
+from m2f_lab.ops.deformable_sampling import SamplingPoints
 from m2f_lab.structures import cell_centres
 
 STRIDES = (32, 16, 8)
@@ -162,9 +163,9 @@ def trace_sampling(
         )
     read: list[tuple[Tensor, Tensor]] = []  # locations and weights of each layer
 
-    def keep(module: nn.Module, given: tuple, result: tuple[Tensor, Tensor, Tensor]) -> None:
-        _, locations, weights = result
-        read.append((locations[0].to("cpu"), weights[0].to("cpu", dtype)))
+    def keep(module: nn.Module, given: tuple, result: tuple[Tensor, SamplingPoints]) -> None:
+        _, points = result
+        read.append((points.locations[0].to("cpu"), points.weights[0].to("cpu", dtype)))
 
     handles = [module.register_forward_hook(keep) for module in encoder]
     try:
