@@ -3,8 +3,9 @@
     python -m benchmarks.deformable_attention
 
 One layer's sampling at 512 × 512, Swin-T's levels: 5376 positions, 8 heads, 3 levels, 4 points; 2 images on the CPU, 16
-on CUDA. The points lie as in a trained model: within a few pixels of their position. The floor is what must move at
-least, every input and output once, at the copy bandwidth measured here. Medians of seven, both in turn, equal first.
+on CUDA. Softmax of the scores and locations of the points are part of both. The points lie as in a trained model:
+within a few pixels of their position. The floor is what must move at least, every input and output once, at the copy
+bandwidth measured here. Medians of seven, both in turn, equal first.
 """
 
 from __future__ import annotations
@@ -17,38 +18,44 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import Table
-from m2f_lab.ops.deformable_sampling import deformable_sampling, sample_by_grid
+from m2f_lab import ops
+from m2f_lab.ops.deformable_sampling import SamplingPlan
 from m2f_lab.structures import cell_centres
 
 LEVEL_SIZES = [(16, 16), (32, 32), (64, 64)]
 HEADS, DIM, POINTS = 8, 32, 4
 REPEATS = 7
 NOT_MEASURED = "not measured"
-Sampling = Callable[[Tensor, list, Tensor, Tensor], Tensor]
+Sampling = Callable[[Tensor, SamplingPlan], Tensor]
+
+
+def by_grid_sample(values: Tensor, points: SamplingPlan) -> Tensor:
+    """The plain version."""
+    with ops.plain("deformable_sampling"):
+        return ops.deformable_sampling(values, points)
 
 
 def inputs_of_a_layer(batch: int, level_sizes: list[tuple[int, int]], device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Values, locations and weights with gradients, and a gradient of the output."""
+    """Values, offsets and scores with gradients, centres, and a gradient of the output."""
     torch.manual_seed(0)
     centres = torch.cat([cell_centres(size, torch.device("cpu")) for size in level_sizes])
-    pixels = torch.tensor([(w, h) for h, w in level_sizes], dtype=torch.float32)
     offsets = 3 * torch.randn(batch, len(centres), HEADS, len(level_sizes), POINTS, 2)
-    locations = centres[:, None, None, None] + offsets / pixels[:, None]
-    weights = torch.rand(locations.shape[:-1])
-    weights /= weights.sum(dim=(3, 4), keepdim=True)
+    scores = torch.randn(offsets.shape[:-1])
     values, output_grad = torch.randn(2, batch, len(centres), HEADS, DIM).to(dtype)
-    inputs = [x.to(device).requires_grad_() for x in (values, locations, weights)]
-    return [*inputs, output_grad.to(device)]
+    inputs = [x.to(device).requires_grad_() for x in (values, offsets, scores)]
+    return [*inputs, centres.to(device), output_grad.to(device)]
 
 
 def forward(sampling: Sampling, level_sizes: list, inputs: list[Tensor]) -> list[Tensor]:
+    values, offsets, scores, centres, _ = inputs
     with torch.no_grad():
-        return [sampling(inputs[0], level_sizes, *inputs[1:3])]
+        return [sampling(values, SamplingPlan(level_sizes, centres, offsets, scores))]
 
 
 def forward_and_backward(sampling: Sampling, level_sizes: list, inputs: list[Tensor]) -> list[Tensor]:
-    output = sampling(inputs[0], level_sizes, *inputs[1:3])
-    return [output, *torch.autograd.grad(output, inputs[:3], inputs[3])]
+    values, offsets, scores, centres, output_grad = inputs
+    output = sampling(values, SamplingPlan(level_sizes, centres, offsets, scores))
+    return [output, *torch.autograd.grad(output, inputs[:3], output_grad.to(output.dtype))]
 
 
 def seconds(function: Callable[[], object], device: str) -> float:
@@ -85,12 +92,15 @@ def compare(table: Table, device: str, batch: int, dtype: torch.dtype, level_siz
     # In half precision grid_sample rounds where it reads, so that ours is held against grid_sample in float32.
     exact = [x.detach().float().requires_grad_() for x in inputs]
     bandwidth = copy_bandwidth(device)
-    read = sum(x.nbytes for x in inputs[:3])
+    read = sum(x.nbytes for x in inputs[:4])
     # Backward reads the inputs and the output's gradient once more, and writes a gradient for every input.
-    moved = {forward: read + inputs[3].nbytes, forward_and_backward: 3 * read + 2 * inputs[3].nbytes}
+    output = inputs[4].nbytes
+    moved = {forward: read + output, forward_and_backward: 3 * read + 2 * output}
     for work, name in ((forward, "forward"), (forward_and_backward, "forward + backward")):
-        assert_equal(work(deformable_sampling, level_sizes, inputs), work(sample_by_grid, level_sizes, exact), dtype)
-        times: dict[Sampling, list[float]] = {deformable_sampling: [], sample_by_grid: []}
+        assert_equal(
+            work(ops.deformable_sampling, level_sizes, inputs), work(by_grid_sample, level_sizes, exact), dtype
+        )
+        times: dict[Sampling, list[float]] = {ops.deformable_sampling: [], by_grid_sample: []}
         for _ in range(REPEATS):
             for sampling, taken in times.items():
                 taken.append(seconds(lambda s=sampling, w=work: w(s, level_sizes, inputs), device))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.deformable_kernel
 
-One layer of the published models: 8 heads of 32 channels, 3 levels, 4 points; offsets and scores in float32. Compiled by
-Triton and its ptxas, read by the nvdisasm that comes with them. Counted is what one warp executes, loops as often as
-they run, over the rows (positions and heads) that a warp computes.
+One layer of the published models: 8 heads of 32 channels, 3 levels, 4 points; offsets and scores in float32. Triton and
+its ptxas compile, the nvdisasm that comes with them reads. Counted is what one warp executes, loops as often as they
+run, over the rows (positions and heads) that a warp computes.
 """
 
 from __future__ import annotations

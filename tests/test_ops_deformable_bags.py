@@ -2,13 +2,22 @@
 
 import itertools
 import logging
+import sys
 
 import pytest
 import torch
 
 from m2f_lab import ops
 from m2f_lab.ops.deformable_bags import Canvas, sample_by_bags
-from m2f_lab.ops.deformable_sampling import announce, deformable_sampling, sample_by_grid, why_no_kernel
+from m2f_lab.ops.deformable_sampling import (
+    SamplingPlan,
+    announce,
+    deformable_sampling,
+    sample_by_grid,
+    why_no_kernel,
+)
+
+deformable_sampling_module = sys.modules["m2f_lab.ops.deformable_sampling"]  # the package has a function of that name
 
 DOUBLE = torch.float64
 
@@ -63,11 +72,17 @@ def test_bags_equal_grid_sample_around_the_edge(level_sizes):
 def test_deformable_sampling_plain_equals_fast(dtype):
     """Values and all gradients through the switch; plain is grid_sample on ordinary autograd."""
     level_sizes = [(5, 6), (9, 7)]
-    inputs = random_inputs(level_sizes, dim=8, points=4, dtype=dtype)
-    fast = output_and_gradients(deformable_sampling, level_sizes, inputs)
+    values, offsets, scores = random_inputs(level_sizes, dim=8, points=4, dtype=dtype)
+    centres = torch.rand(offsets.shape[1], 2, generator=torch.Generator().manual_seed(2), dtype=dtype)
+
+    def sample(values, level_sizes, offsets, scores):
+        return deformable_sampling(values, SamplingPlan(level_sizes, centres, 5 * offsets - 3, scores))
+
+    inputs = values, offsets, scores
+    fast = output_and_gradients(sample, level_sizes, inputs)
     with ops.plain("deformable_sampling"):
-        plain = output_and_gradients(deformable_sampling, level_sizes, inputs)
-        assert "BagSampling" not in deformable_sampling(inputs[0], level_sizes, *inputs[1:]).grad_fn.name()
+        plain = output_and_gradients(sample, level_sizes, inputs)
+        assert "BagSampling" not in sample(values, level_sizes, offsets, scores).grad_fn.name()
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
     for ours, theirs in zip(fast, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.detach().abs().max()))
@@ -143,7 +158,7 @@ def test_bags_under_autocast_and_strided():
 
 def test_canvas_levels_do_not_touch():
     """Also across the ends of rows, where one row's border on the right is the next one's on the left."""
-    canvas = Canvas([(2, 3), (1, 1), (3, 2)], heads=2, points=1, dtype=torch.float32)
+    canvas = Canvas([(2, 3), (1, 1), (3, 2)], 2, 1, torch.float32, torch.device("cpu"))
     table = canvas.paint(torch.ones(13, 2, 1))
     assert table.sum() == 26
     assert not table.view(2, -1, canvas.pitch)[:, [0, 3, 5, 9, 10]].any()
@@ -158,19 +173,39 @@ def test_bags_keep_inputs_only_for_backward():
     assert set(kept) == {x.data_ptr() for x in inputs}
 
 
+def some_points(level_sizes, device="cpu"):
+    values, locations, scores = (x.detach().to(device) for x in random_inputs(level_sizes))
+    return values, SamplingPlan(level_sizes, torch.zeros(5, 2, device=device), locations, scores)
+
+
 def test_log_names_the_path_once(caplog):
-    level_sizes = [(2, 3)]
     announce.cache_clear()
-    values, locations, weights = (x.detach() for x in random_inputs(level_sizes))
     with caplog.at_level(logging.INFO, logger="m2f_lab"):
         for _ in range(3):
-            deformable_sampling(values, level_sizes, locations, weights)
-        assert [r.getMessage() for r in caplog.records] == ["Deformable attention on the CPU reads bags of rows."]
-        meta = [x.to("meta") for x in (values, locations, weights)]
+            deformable_sampling(*some_points([(2, 3)]))
+        assert [r.getMessage() for r in caplog.records] == [
+            "Deformable attention reads bags of rows on the device 'cpu'."
+        ]
         for _ in range(2):
-            assert deformable_sampling(meta[0], level_sizes, *meta[1:]).shape == (2, 5, 2, 3)
+            assert deformable_sampling(*some_points([(2, 3)], "meta")).shape == (2, 5, 2, 3)
     assert [r.levelname for r in caplog.records] == ["INFO", "WARNING"]
     assert "grid_sample: there is none for the device 'meta'" in caplog.records[1].getMessage()
+
+
+@pytest.mark.parametrize(("device", "exact", "expected"), [("cuda", True, "bags"), ("cuda", False, "kernel")])
+def test_deterministic_algorithms_need_a_fixed_order(monkeypatch, device, exact, expected):
+    """The kernel adds atomically. Which path is taken is asked of a tensor that says it is on CUDA."""
+    from types import SimpleNamespace
+
+    for path in ("bags", "grid"):
+        monkeypatch.setattr(deformable_sampling_module, f"sample_by_{path}", lambda *_, taken=path: taken)
+    kernel = SimpleNamespace(sample_by_kernel=lambda *_: "kernel")
+    monkeypatch.setitem(sys.modules, "m2f_lab.ops.deformable_kernel", kernel)
+    monkeypatch.setattr(deformable_sampling_module, "why_no_kernel", lambda *_: None)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: exact)
+    _, points = some_points([(2, 3)])
+    values = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
+    assert deformable_sampling(values, points) == expected
 
 
 def test_why_no_kernel(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from m2f_lab import ops
-from m2f_lab.ops.deformable_sampling import SamplingPoints, deformable_sampling
+from m2f_lab.ops.deformable_sampling import SamplingPlan, deformable_sampling
 
 TESTS = Path(__file__).parent
 LEVELS = [(2, 3), (4, 5), (3, 3)]
@@ -82,7 +82,7 @@ def reference(level_sizes, values, centres, offsets, scores, output_grad):
     """In float64; a point that sees nothing, far away or not a number, counts as outside."""
     offsets = offsets.double().where(offsets.abs() < 1000, torch.full((), 99.0, dtype=torch.float64))
     inputs = [x.detach().double().requires_grad_() for x in (values, offsets, scores)]
-    points = SamplingPoints(level_sizes, centres.double(), *inputs[1:])
+    points = SamplingPlan(level_sizes, centres.double(), *inputs[1:])
     with ops.plain("deformable_sampling"):
         output = deformable_sampling(inputs[0], points)
     return [output.detach(), *torch.autograd.grad(output, inputs, output_grad.double())]
@@ -145,7 +145,7 @@ def test_deterministic_algorithms_on_cuda(name):
 def outputs_and_gradients_on_cuda(level_sizes, *tensors):
     values, centres, offsets, scores, output_grad = (x.detach().cuda() for x in tensors)
     inputs = [x.requires_grad_() for x in (values, offsets, scores)]
-    output = deformable_sampling(values, SamplingPoints(level_sizes, centres, offsets, scores))
+    output = deformable_sampling(values, SamplingPlan(level_sizes, centres, offsets, scores))
     return [output.detach(), *torch.autograd.grad(output, inputs, output_grad)]
 
 

@@ -6,6 +6,7 @@ import gc
 import io
 import math
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,8 +47,8 @@ class GivenPoints(DeformableAttention):
         nn.Module.__init__(self)
         self.locations, self.weights = locations, weights
 
-    def forward(self, *given: object) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.zeros(1), self.locations, self.weights
+    def forward(self, *given: object) -> tuple[Tensor, SimpleNamespace]:
+        return torch.zeros(1), SimpleNamespace(locations=self.locations, weights=self.weights)
 
 
 class Reader(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from m2f_lab.ops import Linear, checkpointed, deformable_sampling
-from m2f_lab.ops.deformable_sampling import SamplingPoints
+from m2f_lab.ops.deformable_sampling import SamplingPlan
 
 
 class DeformableAttention(nn.Module):
@@ -46,7 +46,7 @@ class DeformableAttention(nn.Module):
 
     def forward(
         self, features: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list[tuple[int, int]]
-    ) -> tuple[Tensor, SamplingPoints]:
+    ) -> tuple[Tensor, SamplingPlan]:
         """Attend.
 
         Args:
@@ -59,7 +59,7 @@ class DeformableAttention(nn.Module):
             The attended features [B, S, C], and the points whose weighted values they are.
         """
         values = self.value_projection(features).unflatten(2, (self.num_heads, -1))  # (B, S, heads, D)
-        points = SamplingPoints(level_sizes, reference_points, *self.offsets_and_scores(features, positions))
+        points = SamplingPlan(level_sizes, reference_points, *self.offsets_and_scores(features, positions))
         return self.output_projection(deformable_sampling(values, points).flatten(2)), points
 
     def offsets_and_scores(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

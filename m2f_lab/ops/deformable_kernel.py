@@ -106,15 +106,31 @@ def add(gradient, share, grad, channel, DIM: tl.constexpr):
 
 
 @triton.jit
-def over_channels(x):
-    """Sum over the channels of a lane. [PARTS, ROWS, LANES, VECTOR] → [ROWS, LANES]"""
-    return tl.sum(tl.sum(x, axis=3), axis=0)
+def dot(values, seen, grad, channel, DIM: tl.constexpr):
+    """Product of a corner with the output's gradient, over the channels of a lane. [ROWS, LANES]"""
+    return tl.sum(tl.sum(grad * read(values, seen, channel, DIM), axis=3), axis=0)
 
 
 @triton.jit
 def blend(a, b, share):
     """From a to b, by the share of b."""
     return a + share * (b - a)
+
+
+@triton.jit
+def look(
+    values, pitch, CELL: tl.constexpr, grad, channel, DIM: tl.constexpr,
+    right_share, lower_share, has_left, has_right, has_top, has_bottom,
+):  # fmt: skip
+    """A lane's part of the product of a bilinear mean with the output's gradient, and its slopes along x and y."""
+    upper_left = dot(values, has_left & has_top, grad, channel, DIM)
+    upper_right = dot(values + CELL, has_right & has_top, grad, channel, DIM)
+    lower_left = dot(values + pitch, has_left & has_bottom, grad, channel, DIM)
+    lower_right = dot(values + pitch + CELL, has_right & has_bottom, grad, channel, DIM)
+    above = blend(upper_left, upper_right, right_share)
+    y_slope = blend(lower_left, lower_right, right_share) - above
+    x_slope = blend(upper_right - upper_left, lower_right - lower_left, lower_share)
+    return above + lower_share * y_slope, x_slope, y_slope
 
 
 @tuned([(8, 4), (16, 4), (8, 2), (16, 2)])
@@ -136,7 +152,7 @@ def sum_points(
     offsets += row * (2 * SAMPLES)
     scores += row * SAMPLES
     centre_x, centre_y = tl.load(centres + 2 * query), tl.load(centres + 2 * query + 1)
-    number, power, highest, scale = softmax_of_rows(scores, SAMPLES, LANES, PADDED)
+    _, _, highest, scale = softmax_of_rows(scores, SAMPLES, LANES, PADDED)
     total = tl.zeros((PARTS, ROWS, LANES, VECTOR), dtype=tl.float32)
     for level in range(LEVELS):
         height, width, start = level_of(levels, level)
@@ -145,8 +161,8 @@ def sum_points(
             x = x_origin + tl.load(offsets + 2 * p).to(tl.float32)
             y = y_origin + tl.load(offsets + 2 * p + 1).to(tl.float32)
             weight = tl.exp2(tl.load(scores + p).to(tl.float32) * LOG2_E - highest)
-            left, right_share, has_left, has_right, near_x = along(x, width)
-            top, lower_share, has_top, has_bottom, near_y = along(y, height)
+            left, right_share, has_left, has_right, _ = along(x, width)
+            top, lower_share, has_top, has_bottom, _ = along(y, height)
             corner = values + ((start + top * width + left).to(tl.int64) * CELL)[None, :, :, None]
             below = corner + width * CELL
             lower = weight * lower_share
@@ -209,13 +225,10 @@ def sum_points_backward(
             left, right_share, has_left, has_right, near_x = along(x, width)
             top, lower_share, has_top, has_bottom, near_y = along(y, height)
             corner = ((start + top * width + left).to(tl.int64) * CELL)[None, :, :, None]
-            below = corner + width * CELL
-
-            upper_left = over_channels(grad * read(values + corner, has_left & has_top, channel, DIM))
-            upper_right = over_channels(grad * read(values + corner + CELL, has_right & has_top, channel, DIM))
-            lower_left = over_channels(grad * read(values + below, has_left & has_bottom, channel, DIM))
-            lower_right = over_channels(grad * read(values + below + CELL, has_right & has_bottom, channel, DIM))
-
+            value, x_slope, y_slope = look(
+                values + corner, width * CELL, CELL, grad, channel, DIM,
+                right_share, lower_share, has_left, has_right, has_top, has_bottom,
+            )  # fmt: skip
             lower = weight * lower_share
             upper = tl.where(has_top, weight - lower, 0.0)
             lower = tl.where(has_bottom, lower, 0.0)
@@ -223,16 +236,12 @@ def sum_points_backward(
             after = tl.where(has_right, right_share, 0.0)
             add(values_grad + corner, upper * before, added_grad, added, DIM)
             add(values_grad + corner + CELL, upper * after, added_grad, added, DIM)
-            add(values_grad + below, lower * before, added_grad, added, DIM)
-            add(values_grad + below + CELL, lower * after, added_grad, added, DIM)
-
+            add(values_grad + corner + width * CELL, lower * before, added_grad, added, DIM)
+            add(values_grad + corner + width * CELL + CELL, lower * after, added_grad, added, DIM)
             # Three sums over the lanes, each of what is needed of all four dot products.
-            above = blend(upper_left, upper_right, right_share)
-            y_slope = blend(lower_left, lower_right, right_share) - above
-            x_slope = blend(upper_right - upper_left, lower_right - lower_left, lower_share)
             x_grad = tl.sum(tl.where(near_x, x_slope, 0.0), axis=1)[:, None] * weight
             y_grad = tl.sum(tl.where(near_y, y_slope, 0.0), axis=1)[:, None] * weight
-            weight_grad = tl.sum(above + lower_share * y_slope, axis=1)[:, None]
+            weight_grad = tl.sum(value, axis=1)[:, None]
             tl.store(offsets_grad + 2 * p, x_grad, mask=writes)
             tl.store(offsets_grad + 2 * p + 1, y_grad, mask=writes)
             weight_grads = tl.where(number == level * POINTS + p, weight_grad[:, :, None], weight_grads)

@@ -18,7 +18,7 @@ from m2f_lab.ops.switch import is_plain
 
 
 @dataclass(frozen=True, eq=False)
-class SamplingPoints:
+class SamplingPlan:
     """Points that positions look at, as linear maps give them: pixels of offset, and scores.
 
     Attributes:
@@ -51,7 +51,7 @@ class SamplingPoints:
         return self.scores.flatten(3).softmax(dim=3).view(self.scores.shape)
 
 
-def deformable_sampling(values: Tensor, points: SamplingPoints) -> Tensor:
+def deformable_sampling(values: Tensor, points: SamplingPlan) -> Tensor:
     """Sum values, read at fractional locations of every level, with weights.
 
     CPUs read bags of rows. CUDA devices run a Triton kernel, which finds locations and weights by itself; both add up

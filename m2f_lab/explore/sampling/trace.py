@@ -18,7 +18,7 @@ from m2f_lab.explore.parts.reading import AnyImage, Model
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import look
 from m2f_lab.model.deformable_attention import DeformableAttention
-from m2f_lab.ops.deformable_sampling import SamplingPoints
+from m2f_lab.ops.deformable_sampling import SamplingPlan
 from m2f_lab.structures import cell_centres
 
 STRIDES = (32, 16, 8)
@@ -163,7 +163,7 @@ def trace_sampling(
         )
     read: list[tuple[Tensor, Tensor]] = []  # locations and weights of each layer
 
-    def keep(module: nn.Module, given: tuple, result: tuple[Tensor, SamplingPoints]) -> None:
+    def keep(module: nn.Module, given: tuple, result: tuple[Tensor, SamplingPlan]) -> None:
         _, points = result
         read.append((points.locations[0].to("cpu"), points.weights[0].to("cpu", dtype)))
 

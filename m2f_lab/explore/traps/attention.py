@@ -17,7 +17,7 @@ from m2f_lab.model import Mask2Former
 from m2f_lab.model.deformable_attention import DeformableAttention
 from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder, attention_blocked
 from m2f_lab.ops import deformable_sampling
-from m2f_lab.ops.deformable_sampling import SamplingPoints, sample_by_grid
+from m2f_lab.ops.deformable_sampling import SamplingPlan, sample_by_grid
 from m2f_lab.structures import DecoderState, MaskLogits
 
 Blocked = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -114,24 +114,24 @@ def cells_taught_by_attention(bench: Bench, bias: Callable[[Tensor, Tensor], Ten
 
 def divided_by_height_and_width(
     self: DeformableAttention, features: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list
-) -> tuple[Tensor, SamplingPoints]:
+) -> tuple[Tensor, SamplingPlan]:
     """Equations 2 and 3 of Deformable DETR, but for the line that is marked."""
     values = self.value_projection(features).unflatten(2, (self.num_heads, -1))
     offsets, scores = self.offsets_and_scores(features, positions)
     swapped = [(width, height) for height, width in level_sizes]  # here: offsets are (x, y), and divided by these
-    points = SamplingPoints(swapped, reference_points, offsets, scores)
+    points = SamplingPlan(swapped, reference_points, offsets, scores)
     attended = sample_by_grid(values, level_sizes, points.locations, points.weights)
     return self.output_projection(attended.flatten(2)), points
 
 
-def corners_aligned(values: Tensor, points: SamplingPoints) -> Tensor:
+def corners_aligned(values: Tensor, points: SamplingPlan) -> Tensor:
     """Reads as grid_sample does with align_corners=True: 0 and 1 become the centres of the outer cells."""
     cells = values.new_tensor([(width, height) for height, width in points.level_sizes])[:, None]  # (L, 1, 2)
     locations = (points.locations * (cells - 1) + 0.5) / cells
     return sample_by_grid(values, points.level_sizes, locations, points.weights)
 
 
-def border_repeated(values: Tensor, points: SamplingPoints) -> Tensor:
+def border_repeated(values: Tensor, points: SamplingPlan) -> Tensor:
     """Reads as grid_sample does with padding_mode="border": points outside move to the centre of an outer cell."""
     half = 0.5 / values.new_tensor([(width, height) for height, width in points.level_sizes])[:, None]  # (L, 1, 2)
     return sample_by_grid(values, points.level_sizes, points.locations.clamp(half, 1 - half), points.weights)
@@ -142,7 +142,7 @@ def features_of_pixel_decoder(bench: Bench, sampling: Callable[..., Tensor]) -> 
     """Features at stride 8 of the pixel decoder that samples values otherwise, beside those of the library."""
     heads = bench.model.config.num_heads
 
-    def forward(self: DeformableAttention, *inputs: Tensor | list) -> tuple[Tensor, SamplingPoints]:
+    def forward(self: DeformableAttention, *inputs: Tensor | list) -> tuple[Tensor, SamplingPlan]:
         _, points = DeformableAttention.forward(self, *inputs)
         values = self.value_projection(inputs[0]).unflatten(2, (heads, -1))
         return self.output_projection(sampling(values, points).flatten(2)), points
