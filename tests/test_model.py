@@ -132,7 +132,7 @@ def test_decoder_states_explain_the_output_and_change_nothing(model, golden):
 def test_sampling_weights_of_a_hook_sum_to_one(model, golden):
     seen = []
     attention = model.pixel_decoder.layers[0].attention
-    handle = attention.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[2]))
+    handle = attention.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[1].weights))
     model(golden["image.0"].unsqueeze(0))
     handle.remove()
     torch.testing.assert_close(seen[0].sum(dim=(3, 4)), torch.ones(seen[0].shape[:3]))

@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from m2f_lab.ops import Linear, checkpointed, deformable_sampling
-from m2f_lab.ops.deformable_sampling import SamplingPlan
+from m2f_lab.ops import Linear, SamplingPlan, checkpointed, deformable_sampling
 
 
 class DeformableAttention(nn.Module):

@@ -5,7 +5,7 @@ the two together in values and gradients. Imports torch only.
 """
 
 from m2f_lab.ops.at_once import images_at_once
-from m2f_lab.ops.deformable_sampling import deformable_sampling
+from m2f_lab.ops.deformable_sampling import SamplingPlan, deformable_sampling
 from m2f_lab.ops.kept import kept
 from m2f_lab.ops.linear_map import Linear, linear, products, replace_linears
 from m2f_lab.ops.mask_costs import mask_costs
@@ -24,6 +24,7 @@ __all__ = [
     "Linear",
     "PairGroup",
     "PointSampler",
+    "SamplingPlan",
     "add_branch",
     "at_chosen_points",
     "autocast",

@@ -106,6 +106,30 @@ def add(gradient, share, grad, channel, DIM: tl.constexpr):
 
 
 @triton.jit
+def share_out(
+    gradient, pitch, CELL: tl.constexpr, weight, grad, channel, DIM: tl.constexpr,
+    right_share, lower_share, has_left, has_right, has_top, has_bottom,
+):  # fmt: skip
+    """Add to the gradients of the four corners of a point, by their shares."""
+    lower = weight * lower_share
+    upper = tl.where(has_top, weight - lower, 0.0)
+    lower = tl.where(has_bottom, lower, 0.0)
+    before = tl.where(has_left, 1 - right_share, 0.0)
+    after = tl.where(has_right, right_share, 0.0)
+    add(gradient, upper * before, grad, channel, DIM)
+    add(gradient + CELL, upper * after, grad, channel, DIM)
+    add(gradient + pitch, lower * before, grad, channel, DIM)
+    add(gradient + pitch + CELL, lower * after, grad, channel, DIM)
+
+
+@triton.jit
+def load_gradient(output_grad, present, channel, DIM: tl.constexpr):
+    """Channels of the output's gradient, zeros where there is no row."""
+    mask = present[None, :, :, None] & (channel < DIM)
+    return tl.load(output_grad[None, :, :, None] + channel, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def dot(values, seen, grad, channel, DIM: tl.constexpr):
     """Product of a corner with the output's gradient, over the channels of a lane. [ROWS, LANES]"""
     return tl.sum(tl.sum(grad * read(values, seen, channel, DIM), axis=3), axis=0)
@@ -152,7 +176,7 @@ def sum_points(
     offsets += row * (2 * SAMPLES)
     scores += row * SAMPLES
     centre_x, centre_y = tl.load(centres + 2 * query), tl.load(centres + 2 * query + 1)
-    _, _, highest, scale = softmax_of_rows(scores, SAMPLES, LANES, PADDED)
+    _number, _power, highest, scale = softmax_of_rows(scores, SAMPLES, LANES, PADDED)
     total = tl.zeros((PARTS, ROWS, LANES, VECTOR), dtype=tl.float32)
     for level in range(LEVELS):
         height, width, start = level_of(levels, level)
@@ -204,13 +228,10 @@ def sum_points_backward(
     values += first + channel
     values_grad += first + added + MARGIN * CELL
     output_grad += row * DIM
-    here = present[None, :, :, None]
-    grad = tl.load(output_grad[None, :, :, None] + channel, mask=here & (channel < DIM), other=0.0).to(tl.float32)
-    added_grad = tl.load(output_grad[None, :, :, None] + added, mask=here & (added < DIM), other=0.0).to(tl.float32)
-    offsets += row * (2 * SAMPLES)
-    offsets_grad += row * (2 * SAMPLES)
-    scores += row * SAMPLES
-    scores_grad += row * SAMPLES
+    grad = load_gradient(output_grad, present, channel, DIM)
+    added_grad = load_gradient(output_grad, present, added, DIM)
+    offsets, offsets_grad = offsets + row * (2 * SAMPLES), offsets_grad + row * (2 * SAMPLES)
+    scores, scores_grad = scores + row * SAMPLES, scores_grad + row * SAMPLES
     centre_x, centre_y = tl.load(centres + 2 * query), tl.load(centres + 2 * query + 1)
     number, power, highest, scale = softmax_of_rows(scores, SAMPLES, LANES, PADDED)
     writes = present & (tl.arange(0, LANES)[None, :] == 0)
@@ -229,22 +250,17 @@ def sum_points_backward(
                 values + corner, width * CELL, CELL, grad, channel, DIM,
                 right_share, lower_share, has_left, has_right, has_top, has_bottom,
             )  # fmt: skip
-            lower = weight * lower_share
-            upper = tl.where(has_top, weight - lower, 0.0)
-            lower = tl.where(has_bottom, lower, 0.0)
-            before = tl.where(has_left, 1 - right_share, 0.0)
-            after = tl.where(has_right, right_share, 0.0)
-            add(values_grad + corner, upper * before, added_grad, added, DIM)
-            add(values_grad + corner + CELL, upper * after, added_grad, added, DIM)
-            add(values_grad + corner + width * CELL, lower * before, added_grad, added, DIM)
-            add(values_grad + corner + width * CELL + CELL, lower * after, added_grad, added, DIM)
+            share_out(
+                values_grad + corner, width * CELL, CELL, weight, added_grad, added, DIM,
+                right_share, lower_share, has_left, has_right, has_top, has_bottom,
+            )  # fmt: skip
             # Three sums over the lanes, each of what is needed of all four dot products.
             x_grad = tl.sum(tl.where(near_x, x_slope, 0.0), axis=1)[:, None] * weight
             y_grad = tl.sum(tl.where(near_y, y_slope, 0.0), axis=1)[:, None] * weight
-            weight_grad = tl.sum(value, axis=1)[:, None]
+            weight_grad = tl.sum(value, axis=1)[:, None, None]
             tl.store(offsets_grad + 2 * p, x_grad, mask=writes)
             tl.store(offsets_grad + 2 * p + 1, y_grad, mask=writes)
-            weight_grads = tl.where(number == level * POINTS + p, weight_grad[:, :, None], weight_grads)
+            weight_grads = tl.where(number == level * POINTS + p, weight_grad, weight_grads)
         offsets += 2 * POINTS
         offsets_grad += 2 * POINTS
         scores += POINTS
