@@ -75,6 +75,7 @@ class DataConfig:
     crop_size: tuple[int, int]  # height, width in pixels
     shortest_edges: tuple[int, ...]  # resize so that the shortest edge is a random one of these, in pixels
     longest_edge: int  # but the longest at most this, in pixels
+    scale_range: tuple[float, float] | None = None  # large-scale jitter: fit the image into the crop times this
     single_category_max_area: float = 1.0  # redraw a crop of which one class covers more than this share
     color_jitter: bool = True  # SSD's brightness, contrast, saturation and hue
     flip: bool = True
@@ -152,6 +153,11 @@ class EvaluationConfig:
     shortest_edge: int | None = None  # pixels; None: the image's own size
     longest_edge: int | None = None
 
+    @property
+    def edges(self) -> dict[str, int | None]:
+        """Both, as `predict` and the explorers take them."""
+        return {"shortest_edge": self.shortest_edge, "longest_edge": self.longest_edge}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -214,7 +220,7 @@ def _from_dict(kind: type, values: dict):
     for name, value in values.items():
         if is_dataclass(hints[name]):
             value = _from_dict(hints[name], value)
-        elif typing.get_origin(hints[name]) is tuple:
+        elif isinstance(value, list):
             value = tuple(value)
         built[name] = value
     return kind(**built)

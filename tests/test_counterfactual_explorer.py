@@ -243,7 +243,7 @@ def test_everything_is_linked_in_the_browser(tool: CounterfactualExplorer) -> No
     links = {pair for links in tool._links for pair in links.pairs}
     hidden = tool.views["hidden"]
     assert (tool.query_slider, "value", hidden, "index") in links
-    assert (tool.query_slider, "value", tool.query_menu, "index") in links
+    assert (tool.query_slider, "value", tool.query_slider.menu, "index") in links
     assert (tool.layer_slider, "index", hidden, "stack") in links
     assert (tool.state, "index", tool.views["result"], "index") in links
     assert (tool.radius_slider, "value", hidden, "brush_radius") in links

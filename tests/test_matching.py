@@ -206,8 +206,8 @@ def test_targets_are_resized_to_the_nearest_pixel() -> None:
 def test_targets_are_label_maps_of_any_kind() -> None:
     label_map = np.zeros((4, 6), np.uint8)
     image = np.zeros((4, 6, 3), np.uint8)
-    for given in (label_map, label_map.tolist(), torch.from_numpy(label_map)):
+    for given in (label_map, label_map.tolist(), label_map.astype(np.uint16), torch.from_numpy(label_map)):
         assert checked_target(given, image).num_segments == 1
     for wrong, words in ((label_map / 2, r"float64 \[4, 6\]"), (image, r"uint8 \[4, 6, 3\]")):
-        with pytest.raises(ValueError, match="a label map of integers.*" + words):
+        with pytest.raises(ValueError, match="A label map is integers.*" + words):
             checked_target(wrong, image)

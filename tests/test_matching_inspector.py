@@ -247,7 +247,8 @@ def test_outputs_that_are_there_already() -> None:
 
 def test_names_and_classes(inspector: MatchingExplorer) -> None:
     assert inspector.names == ["0 class 0", "1 class 1", "2 class 2"]
-    assert [text for text, _ in inspector.segment_menu.options] == [f"segment {name}" for name in inspector.names]
+    named = [text for text, _ in inspector.segment_slider.menu.options]
+    assert named == [f"segment {name}" for name in inspector.names]
     assert repr(inspector) == "MatchingExplorer(1 model, 3 segments, 5 queries, 5 predictions, 88 × 60 pixels)"
 
 

@@ -273,7 +273,7 @@ def test_everything_is_linked_in_the_browser() -> None:
         assert ((explorer.head_menu, "index", view, "channel") in links) == (name != "grid")
         assert ((explorer.opacity_slider, "value", view, "opacity") in links) == (name != "grid")
         assert ((explorer.threshold_slider, "value", view, "threshold") in links) == (name in ("mask", "grid"))
-    assert (explorer.query_slider, "value", explorer.query_menu, "index") in links
+    assert (explorer.query_slider, "value", explorer.query_slider.menu, "index") in links
 
 
 def test_words_say_what_happened() -> None:

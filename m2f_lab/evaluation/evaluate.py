@@ -64,7 +64,7 @@ def evaluate(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     indices = range(rank, count, world_size)
     evaluator = SemanticEvaluator(len(dataset.classes), dataset.classes.names)
-    sizes = {"shortest_edge": recipe.evaluation.shortest_edge, "longest_edge": recipe.evaluation.longest_edge}
+    sizes = recipe.evaluation.edges
     samples = tqdm(
         _read_ahead(dataset, indices, recipe.data.num_workers),
         desc=f"evaluate {dataset}", total=len(indices), unit="image", disable=not progress,

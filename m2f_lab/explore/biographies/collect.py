@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -136,9 +137,7 @@ def collect_biographies(
     paths = images.image_paths if isinstance(images, Dataset) else images
     total = min(len(paths), limit or len(paths)) if hasattr(paths, "__len__") else limit
     collector = BiographyCollector()
-    for number, image in enumerate(tqdm(paths, "biographies", total, unit="image", disable=not progress)):
-        if number == limit:
-            break
+    for image in tqdm(islice(paths, limit), "biographies", total, unit="image", disable=not progress):
         pixels = as_rgb(image)
         seen = resize_image(pixels, fitted_size(pixels.shape[:2], shortest_edge, longest_edge))
         collector.add(look(model, seen), seen)
@@ -177,13 +176,12 @@ def biographies_of(
     if is_reference(recipe.data.dataset):
         resolve_loaded(recipe.data.dataset)  # the run may be a stranger's: nothing is imported because it says so
     dataset = open_dataset(recipe.data.dataset, data_root, split, strict=False)
-    sizes = {"shortest_edge": recipe.evaluation.shortest_edge, "longest_edge": recipe.evaluation.longest_edge}
     names = [dataset.sample_name(index) for index in range(len(dataset))][:limit]
     source = {
         "weights": hashlib.sha256(np.memmap(run.weights(which) / "model.safetensors", mode="r")).hexdigest(),
         "images": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "split": split,
-        **sizes,
+        **recipe.evaluation.edges,
     }
     with suppress(FileNotFoundError, ValueError):  # nothing there, or of another version
         stored = Biographies.load(folder)
@@ -191,7 +189,8 @@ def biographies_of(
             print(f"Read the biographies of {stored.num_images} images from {run.path.name}/biographies.")
             return stored
     model = run.model(which).to(device)
-    biographies = collect_biographies(model, dataset, limit=limit, progress=progress, source=source, **sizes)
+    options = {"limit": limit, "progress": progress, "source": source}
+    biographies = collect_biographies(model, dataset, **options, **recipe.evaluation.edges)
     biographies.save(folder)
     print(f"Collected the biographies of {biographies.num_images} images into {run.path.name}/biographies.")
     return biographies

@@ -1,9 +1,7 @@
 // One picture: masks scrubbed over an image.
 
 import { makeBrush } from "./controls.js";
-import {
-  chosenMask, clamp, composite, fitted, masksOf, onChange, onImage, save, scheduler, valueAt,
-} from "./drawing.js";
+import { chosenMask, clamp, composite, fitted, masksOf, onChange, onImage, save, scheduler, valueAt } from "./drawing.js";
 import { frame } from "./frame.js";
 import { drawMarks } from "./marks.js";
 import { NOTHING, captionNodes, drawCaption, drawLegend, element, listOf, noteAt, readout } from "./panels.js";

@@ -112,7 +112,6 @@ class CounterfactualExplorer(ImageTool):
         labels = class_labels(self.classes, replay.num_classes)
         self.layer_slider = ui.layer_slider("layer", replay.num_layers, HELP["layer"])
         self.query_slider = ui.Stepper("query", query_options(self._probabilities, self.order, labels), HELP["query"])
-        self.query_menu = self.query_slider.menu
         self.opacity_slider = ui.opacity_slider(0.7)
         classes = [(name, number) for number, name in enumerate([*self.classes.names, NO_OBJECT])]
         self.class_menu = ui.menu("class-menu", "class", classes, HELP["force-class"])
@@ -159,7 +158,7 @@ class CounterfactualExplorer(ImageTool):
             "shift-ctrl-z": self.redo,
         }  # fmt: skip
         for view in views.values():
-            view.observe(self._on_click, "clicked")
+            view.on_click(lambda x, y: setattr(self, "query", self.winner(x, y)))
             view.on_keys(keys)
         self._show()
 
@@ -291,10 +290,6 @@ class CounterfactualExplorer(ImageTool):
         blocked = self.replay.hidden(layer, query, self.output).copy()
         blocked.flat[stroke.cells] = stroke.painted
         self._try(PaintAttention(layer, query, blocked))
-
-    def _on_click(self, change: dict) -> None:
-        if change["new"]:
-            self.query = self.winner(*change["new"])
 
     # --------------------------------------------------------------------------------------------------- to take away
 

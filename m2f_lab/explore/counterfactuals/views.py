@@ -108,20 +108,18 @@ def hidden_captions(output: Output, order: np.ndarray, edits: Sequence[Edit]) ->
     """Number of cells that every layer hides, and whether the fallback or a person changed that. N × Q"""
     by_hand = {target(edit) for edit in edits}
     muted_from = {edit.query: edit.from_layer for edit in edits if isinstance(edit, Mute) and edit.from_layer}
-    captions = []
-    for layer in range(1, output.num_predictions):
-        blocked, opened = hidden_cells(output, layer), opened_rows(output, layer)
-        hidden, cells = blocked.sum(axis=(1, 2)), blocked[0].size
-        row = []
-        for query in order.tolist():
-            text = f"Layer {layer}, query {query}: {hidden[query]} of {cells} cells hidden"
-            if muted_from.get(query, output.num_predictions) <= layer:
-                text = f"Layer {layer}, query {query}: muted, it sees nothing"
-            elif {("attention", layer, query), ("attention", layer, None)} & by_hand:
-                text += ", by hand"
-            row.append(Caption(text, warning=OPENED if opened[query] else ""))
-        captions.append(row)
-    return captions
+    layers = range(1, output.num_predictions)
+    blocked, opened = ([read(output, layer) for layer in layers] for read in (hidden_cells, opened_rows))
+
+    def caption(layer: int, query: int) -> Caption:
+        if muted_from.get(query, output.num_predictions) <= layer:
+            return Caption(f"Layer {layer}, query {query}: muted, it sees nothing")
+        hidden = blocked[layer - 1][query]
+        touched = {("attention", layer, query), ("attention", layer, None)} & by_hand
+        text = f"Layer {layer}, query {query}: {hidden.sum()} of {hidden.size} cells hidden"
+        return Caption(text + ", by hand" * bool(touched), OPENED if opened[layer - 1][query] else "")
+
+    return [[caption(layer, query) for query in order.tolist()] for layer in layers]
 
 
 def edits_as_text(edits: Sequence[Edit], names: Sequence[str], most: int = 3) -> str:

@@ -119,7 +119,6 @@ class MatchingExplorer(ImageTool):
         self.layer_slider = ui.slider("prediction-slider", "layer", prediction, prediction, help_of["layer"])
         segments = [(f"segment {name}", place) for place, name in enumerate(names)]
         self.segment_slider = ui.Stepper("segment", segments, help_of["segment"])
-        self.segment_menu = self.segment_slider.menu
         self.term_menu = ui.menu("term-menu", "cost", words.matrices(trace), help_of["sum"])
         queries = ["the runner-up", *(f"query {query}" for query in range(trace.num_queries))]
         self.query_menu = ui.menu("other-query-menu", "compare", queries, help_of["rival"])
@@ -144,7 +143,7 @@ class MatchingExplorer(ImageTool):
                 ui.Moves("opacity", self.opacity_slider, ("choice", "rival"), page=False),
             ],
         )
-        views["matrix"].observe(self._on_click, "clicked")
+        views["matrix"].on_click(self._on_click)
         self.query_menu.observe(lambda change: self._show_rival(), "value")
         self.checkpoint_slider.observe(lambda change: self._show(), "value")
         self.layer_slider.observe(lambda change: self._show_training(), "value")
@@ -178,9 +177,7 @@ class MatchingExplorer(ImageTool):
             models = {f"best, step {best['iteration']}": run.model("best", build)} | models
         if options.get("criterion") is None:
             options["criterion"] = resolve_loaded(recipe.criterion)(recipe)
-        options.setdefault("shortest_edge", recipe.evaluation.shortest_edge)
-        options.setdefault("longest_edge", recipe.evaluation.longest_edge)
-        return cls(models, image, target, **options)
+        return cls(models, image, target, **recipe.evaluation.edges | options)
 
     # ------------------------------------------------------------------------------------------------------ the state
 
@@ -206,12 +203,11 @@ class MatchingExplorer(ImageTool):
 
     # ----------------------------------------------------------------------------------------------------- the widget
 
-    def _on_click(self, change: dict) -> None:
+    def _on_click(self, x: int, y: int) -> None:
         """A cell of the matrix was clicked; the browser has chosen its segment already."""
-        if change["new"]:
-            segment, query = self.cells.cell_at(*change["new"])
-            if segment is not None and query is not None:
-                self.segment, self.query = segment, query
+        segment, query = self.cells.cell_at(x, y)
+        if segment is not None and query is not None:
+            self.segment, self.query = segment, query
 
     def _show(self) -> None:
         """Show the model that is chosen."""

@@ -148,14 +148,7 @@ def checked_target(target: Target | np.ndarray, image: np.ndarray) -> Target:
     Raises:
         ValueError: it is no label map, has another size than the image, or holds no segment.
     """
-    if not isinstance(target, Target):
-        label_map = np.asarray(target)
-        if label_map.dtype.kind not in "iu" or label_map.ndim != 2:
-            raise ValueError(
-                f"The target is a Target or a label map of integers [H, W], got {label_map.dtype} "
-                f"{list(label_map.shape)}."
-            )
-        target = Target.from_label_map(torch.from_numpy(label_map.astype(np.int64)))
+    target = target if isinstance(target, Target) else Target.from_label_map(target)
     if target.size != image.shape[:2]:
         raise ValueError(
             f"The target is {target.size[0]} × {target.size[1]} pixels, but the image {image.shape[0]} × "
@@ -170,9 +163,8 @@ def resize_target(target: Target, size: tuple[int, int]) -> Target:
     """Ground truth at another size. [H, W] → [*size]"""
     if target.size == tuple(size):
         return target
-    if target.id_map is not None:
-        return Target(target.labels, id_map=torch.from_numpy(nearest(target.id_map.cpu().numpy(), size)))
-    return Target(target.labels, masks=torch.from_numpy(nearest(target.masks.cpu().numpy(), size)))
+    name = "masks" if target.id_map is None else "id_map"
+    return Target(target.labels, **{name: torch.from_numpy(nearest(getattr(target, name).cpu().numpy(), size))})
 
 
 @dataclass(frozen=True)

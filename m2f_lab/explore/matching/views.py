@@ -21,9 +21,8 @@ HELP = {
     "after n layers. Each of these predictions is matched by itself.",
     "segment": "A segment of the ground truth. Matching gives each one a query, which is trained to become it.",
     "matrix": "The cost of every pair of a segment (row) and a query (column), compared with the cheapest query of "
-    "the segment: the brighter, the cheaper. The matcher "
-    "gives every segment a query of its own so that the costs of all pairs add up to the least (Hungarian method). "
-    "Click a cell to lay that query over that segment.",
+    "the segment: the brighter, the cheaper. The matcher gives every segment a query of its own so that the costs of "
+    "all pairs add up to the least (Hungarian method). Click a cell to lay that query over that segment.",
     "sum": "The cost that is minimised, or one of its terms alone.",
     "cost": "The sum of all terms, which the matcher minimises over all segments together.",
     "margin": "By how much the least total cost of all segments would rise if this segment could not have its query.",

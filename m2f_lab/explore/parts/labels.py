@@ -37,9 +37,7 @@ def known_classes(classes: Classes | None, num_classes: int) -> Classes:
 def class_labels(classes: Classes | None, num_classes: int) -> Labels:
     """Names and CSS colours of `known_classes`, and of "no object"."""
     known = known_classes(classes, num_classes)
-    labels = [
-        (name, f"rgb({', '.join(map(str, color))})") for name, color in zip(known.names, known.colors, strict=True)
-    ]
+    labels = [(name, f"rgb{tuple(map(int, color))}") for name, color in zip(known.names, known.colors, strict=True)]
     return [*labels, (NO_OBJECT, "#9aa0a6")]
 
 

@@ -249,6 +249,10 @@ class MaskView(anywidget.AnyWidget):
             self.mark_groups = [list(group) for group in groups]
             self.marks = np.ascontiguousarray(marks, "<f4").tobytes()
 
+    def on_click(self, callback: Callable[[int, int], object]) -> None:
+        """Call this with the pixel of the image, (x, y), after every click."""
+        self.observe(lambda change: change["new"] and callback(*change["new"]), "clicked")
+
     def on_stroke(self, callback: Callable[[Stroke], None]) -> None:
         """Call this after every stroke of the brush. Until `masks` is set, only the browser shows the stroke."""
 

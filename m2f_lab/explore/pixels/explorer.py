@@ -95,11 +95,7 @@ class PixelExplorer(ImageTool):
             links=[((views["map"], "clicked"), (views["score"], "clicked"))],
         )
         for view in views.values():
-            view.observe(self._answer, "clicked")
-
-    def _answer(self, change: dict) -> None:
-        if change["new"]:
-            self.choose(*change["new"])
+            view.on_click(self.choose)
 
     def _ledger_at(self, x: int, y: int) -> Ledger:
         return ledger_at(self._output, x, y, masks=self._masks)

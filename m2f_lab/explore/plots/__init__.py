@@ -9,14 +9,7 @@ Q queries, K classes, T segments, S sampling points, H/W height/width.
 
 from matplotlib.figure import Figure
 
-from m2f_lab.explore.plots.charts import (
-    bars,
-    confusion,
-    curves,
-    dumbbells,
-    losses_per_prediction,
-    matrices,
-)
+from m2f_lab.explore.plots.charts import bars, confusion, curves, dumbbells, losses_per_prediction, matrices
 from m2f_lab.explore.plots.matching import matching
 from m2f_lab.explore.plots.pictures import (
     attention,

@@ -68,7 +68,6 @@ class QueryExplorer(ImageTool):
         ).add_class("m2f-play")
         options = query_options(trace.class_probabilities[-1], self.order, self.labels)
         self.query_slider = ui.Stepper("query", options, HELP["query"])
-        self.query_menu = self.query_slider.menu
         self.head_menu = ui.head_menu(trace.num_heads, f"mean of {trace.num_heads} heads")
         self.opacity_slider = ui.opacity_slider(0.7)
         self.threshold_slider = ui.share_slider("threshold-slider", "cut at", 0.0, HELP["threshold"])

@@ -204,9 +204,7 @@ class LiveMonitor:
         return f"LiveMonitor({self._name})" if self._run else "LiveMonitor()"
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        if self._run is None:
-            return {"text/plain": repr(self)}
-        return {"text/plain": repr(self), "image/png": self.figure()._repr_png_()}
+        return {"text/plain": repr(self)} | ({"image/png": self.figure()._repr_png_()} if self._run else {})
 
 
 def in_notebook() -> bool:

@@ -87,8 +87,7 @@ class Snapshots:
             images: those that `begin` was given.
             sizes: how large the model sees them, as in evaluation.
         """
-        edges = {"shortest_edge": sizes.shortest_edge, "longest_edge": sizes.longest_edge}
-        predictions = [predict(model, image, **edges) for image in images]
+        predictions = [predict(model, image, **sizes.edges) for image in images]
         self.classes = classes = model.classes
         words = json.dumps(classes.to_json(), ensure_ascii=False) + "\n"
         _write(self.folder / "classes.json", partial(Path.write_text, data=words, encoding="utf-8"))

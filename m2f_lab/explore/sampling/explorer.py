@@ -84,7 +84,7 @@ class SamplingExplorer(ImageTool):
             links=[((first, "clicked"), (other, "clicked")) for other in others],
         )
         for view in views.values():
-            view.observe(self._on_click, "clicked")
+            view.on_click(lambda *pixel: setattr(self, "pixel", pixel))
         self.level_menu.observe(lambda change: self._answer(), "value")
         self._answer()
 
@@ -144,10 +144,6 @@ class SamplingExplorer(ImageTool):
             )
             for name, trace in self.traces.items()
         }  # fmt: skip
-
-    def _on_click(self, change: dict) -> None:
-        if change["new"]:
-            self.pixel = change["new"]
 
     def _answer(self) -> None:
         """Show the points of the place and the level that are chosen, in all pictures."""

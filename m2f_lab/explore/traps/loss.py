@@ -33,7 +33,7 @@ def _cpu_output(bench: Bench) -> Output:
 
 
 def _target(bench: Bench) -> Target:
-    return Target.from_label_map(torch.from_numpy(bench.samples[0].label_map))
+    return Target.from_label_map(bench.samples[0].label_map)
 
 
 def criterion_of(bench: Bench) -> Criterion:
