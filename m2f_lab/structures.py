@@ -151,7 +151,8 @@ class Target:
     Attributes:
         labels: class of each segment, 0…K-1. [T]
         masks: boolean masks. [T, H, W], or None where `id_map` is given
-        id_map: 0…T-1 per pixel, or 255 where no segment is. [H, W], or None where `masks` is given
+        id_map: 0…T-1 per pixel; where no segment is, 255 in bytes and -1 in wider integers. [H, W], or None where
+            `masks` is given
     """
 
     labels: Tensor
@@ -179,32 +180,46 @@ class Target:
         """A target that never builds masks.
 
         Args:
-            id_map: segment number 0…T-1 of each pixel, 255 where there is none. [H, W]
+            id_map: segment number 0…T-1 of each pixel; where there is none, -1, or 255 if there are no more than 255
+                segments. [H, W]
             labels: class of each segment. [T]
 
         Raises:
-            ValueError: the map holds a number that is neither a segment nor 255.
+            ValueError: the map holds a number that is no segment.
         """
-        if len(labels) > IGNORE:
-            raise ValueError(
-                f"An id map holds at most {IGNORE} segments, got {len(labels)}; pass boolean masks instead."
-            )
-        found = torch.unique(id_map)
-        unknown = found[((found < 0) | (found >= len(labels))) & (found != IGNORE)]
+        none = id_map < 0
+        if len(labels) <= IGNORE:
+            none |= id_map == IGNORE
+        unknown = torch.unique(id_map[~none & (id_map >= len(labels))])
         if len(unknown):
             raise ValueError(
-                f"The id map holds {unknown.tolist()}, but there are only {len(labels)} labels (0…{len(labels) - 1}) "
-                f"and {IGNORE} for pixels without a segment."
+                f"The id map holds {unknown.tolist()}, but there are only {len(labels)} labels (0…{len(labels) - 1}); "
+                f"pixels without a segment are -1, or {IGNORE} beside at most {IGNORE} segments."
             )
-        return cls(labels=labels, id_map=id_map)
+        if len(labels) <= IGNORE:
+            return cls(labels=labels, id_map=id_map.masked_fill(none, IGNORE).to(torch.uint8))
+        return cls(labels=labels, id_map=id_map.to(torch.int16 if len(labels) < 2**15 else torch.int32))
 
     @classmethod
-    def from_label_map(cls, label_map: Tensor) -> Target:
+    def from_label_map(cls, label_map: Tensor | np.ndarray) -> Target:
         """Semantic ground truth: one segment per class that occurs.
 
         Args:
-            label_map: class 0…K-1 of each pixel, or 255 to ignore it. [H, W]
+            label_map: class 0…K-1 of each pixel, or 255 to ignore it. integers or booleans [H, W]
+
+        Raises:
+            ValueError: it is no such map.
         """
+        label_map = torch.as_tensor(label_map)
+        if label_map.ndim != 2 or label_map.is_floating_point() or label_map.is_complex():
+            raise ValueError(f"A label map is integers [H, W], got {label_map.dtype} {list(label_map.shape)}.")
+        if label_map.dtype != torch.uint8:
+            label_map = label_map.long()
+            if label_map.numel() and not 0 <= label_map.min() <= label_map.max() <= IGNORE:
+                raise ValueError(
+                    f"A label map holds classes from 0 and {IGNORE} for ignored pixels, but this one holds "
+                    f"{int(label_map.min())}…{int(label_map.max())}. Map other ids to these first."
+                )
         # Counting is four times as fast as torch.unique, which sorts every pixel.
         found = torch.bincount(label_map.flatten()).nonzero().flatten()
         labels = found[found != IGNORE]
@@ -267,6 +282,8 @@ def segments_at(targets: Sequence[Target], points: Tensor, padded_size: tuple[in
     num_segments = max(target.num_segments for target in targets)
     if all(target.id_map is not None for target in targets):
         maps = [target.id_map for target in targets]
+        if len({each.dtype for each in maps}) > 1:  # more segments in some image than bytes tell apart
+            maps = [each.int().masked_fill(each == IGNORE, -1) if each.dtype == torch.uint8 else each for each in maps]
     else:
         maps = [target.dense() for target in targets]
     if len(maps) == 1:

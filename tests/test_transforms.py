@@ -101,17 +101,29 @@ def test_resizing_a_crop_is_cropping_the_resized_image(seed: int) -> None:
     assert (difference > 0).mean() < 0.05
 
 
-@pytest.mark.parametrize(("old", "new"), [(7, 7), (7, 20), (20, 7), (9, 18), (18, 9), (360, 512)])
+@pytest.mark.parametrize(("old", "new"), [(7, 7), (7, 20), (20, 7), (9, 18), (18, 9), (60, 90), (360, 512)])
 def test_labels_are_read_at_the_centres_of_the_new_pixels(old: int, new: int) -> None:
-    label_map = np.arange(old)[:, None].repeat(3, 1)
-    expected = [int((Fraction(i) + Fraction(1, 2)) * old / new) for i in range(new)]
+    label_map = np.arange(old, dtype=np.int32)[:, None].repeat(3, 1)
+    expected = np.asarray(Image.fromarray(label_map).resize((3, new), Image.Resampling.NEAREST))[:, 0].tolist()
+    between = [i for i in range(new) if ((Fraction(i) + Fraction(1, 2)) * old / new).denominator == 1]
+    exact = [int((Fraction(i) + Fraction(1, 2)) * old / new) for i in range(new)]
+    assert {i for i in range(new) if exact[i] != expected[i]} <= set(between)  # there only rounding decides
     assert crop_of_resized_labels(label_map, (new, 3), (0, 0, new, 3))[:, 0].tolist() == expected
     assert crop_of_resized_labels(label_map, (new, 3), (2, 1, new - 3, 2))[:, 0].tolist() == expected[2:-1]
 
 
-def test_labels_of_the_same_size_stay() -> None:
+@pytest.mark.parametrize(("old", "new"), [(7, 7), (7, 20), (20, 7), (9, 18), (18, 9), (60, 90), (360, 512)])
+def test_class_maps_are_read_at_the_corners_of_the_new_pixels(old: int, new: int) -> None:
+    label_map = np.arange(old, dtype=np.float64)[:, None].repeat(3, 1)
+    expected = F.interpolate(torch.from_numpy(label_map)[None, None], (new, 3), mode="nearest")[0, 0, :, 0].tolist()
+    found = crop_of_resized_labels(label_map, (new, 3), (2, 1, new - 3, 2), corners=True)
+    assert found[:, 0].tolist() == expected[2:-1]
+
+
+@pytest.mark.parametrize("corners", [False, True])
+def test_labels_of_the_same_size_stay(corners: bool) -> None:
     label_map = picture(20, 30)[..., 0]
-    assert np.array_equal(crop_of_resized_labels(label_map, (20, 30), (0, 0, 20, 30)), label_map)
+    assert np.array_equal(crop_of_resized_labels(label_map, (20, 30), (0, 0, 20, 30), corners), label_map)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

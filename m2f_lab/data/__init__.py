@@ -16,9 +16,10 @@ from m2f_lab.data.ade20k import open_ade20k
 from m2f_lab.data.audit import AuditReport, audit
 from m2f_lab.data.cityscapes import open_cityscapes, split_instance_ids
 from m2f_lab.data.colors import colorize, distinct_colors, overlay
-from m2f_lab.data.dataset import Classes, DataError, Dataset, Sample, read_image, read_label
+from m2f_lab.data.dataset import Classes, DataError, Dataset, Sample, SegmentDataset, read_image, read_label
 from m2f_lab.data.folder import open_folder
 from m2f_lab.data.loading import Batch, training_batches, transfer_ahead
+from m2f_lab.data.segments import Segments
 from m2f_lab.data.transforms import TrainingTransform, resized_size
 from m2f_lab.references import is_reference, resolve
 
@@ -29,6 +30,8 @@ __all__ = [
     "DataError",
     "Dataset",
     "Sample",
+    "SegmentDataset",
+    "Segments",
     "TrainingTransform",
     "audit",
     "colorize",
@@ -46,27 +49,30 @@ __all__ = [
 _READERS = {"ade20k": open_ade20k, "cityscapes": open_cityscapes, "folder": open_folder}
 
 
-def open_dataset(name: str, root: str | Path, split: str, *, strict: bool = True) -> Dataset:
+def open_dataset(name: str, root: str | Path, split: str, *, strict: bool = True, task: str = "semantic") -> Dataset:
     """Open a data set.
 
     Args:
         name: "ade20k", "cityscapes", "folder" for your own images in ADE20K's layout with a classes.txt, or
-            "package.module:function" for a reader of your own: (root, split) or (root, split, strict) → Dataset
+            "package.module:function" for a reader of your own: (root, split) → Dataset, which may also take strict and
+            task
         root: the data set's folder; data/README.md shows the layouts
         split: "train" or "val"
         strict: refuse images without labels now rather than when their turn comes. False is for `audit`.
+        task: "semantic", "panoptic" or "instance": which of its annotations to read
 
     Raises:
         DataError: folders or labels are missing, or there are no images.
         ValueError: there is no reader of this name.
     """
-    if name in _READERS:
-        return _READERS[name](root, split, strict)
-    if not is_reference(name):
+    if name not in _READERS and not is_reference(name):
         raise ValueError(
             f"There is no data set called {name!r}; there are {', '.join(_READERS)}, and readers of your own by "
             '"package.module:function".'
         )
-    reader = resolve(name)
-    takes_strict = len(inspect.signature(reader).parameters) > 2
-    return reader(root, split, strict) if takes_strict else reader(root, split)
+    reader = _READERS.get(name) or resolve(name)
+    options = {"strict": strict, "task": task}
+    taken = {option: value for option, value in options.items() if option in inspect.signature(reader).parameters}
+    if "task" not in taken and name in _READERS and task != "semantic":
+        raise ValueError(f'{name!r} has no annotations for task={task!r}; it is read for task="semantic" only.')
+    return reader(root, split, **taken)

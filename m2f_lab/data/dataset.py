@@ -9,15 +9,17 @@ On disk every data set numbers its classes in its own way. Those numbers are cal
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from m2f_lab.data.segments import Segments
 from m2f_lab.structures import IGNORE
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -67,17 +69,19 @@ class Classes:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its labels.
+    """One image and its annotation: a class for each pixel, segments, or both.
 
     Attributes:
         name: the image's file name without folder and ending
         image: red, green, blue. uint8 [H, W, 3]
-        label_map: train ids 0…K-1, or 255 to ignore a pixel. uint8 [H, W]
+        label_map: train ids 0…K-1, or 255 to ignore a pixel. uint8 [H, W]; None for a data set of instances
+        segments: with a class each; None for a data set of label maps
     """
 
     name: str
     image: np.ndarray
-    label_map: np.ndarray
+    label_map: np.ndarray | None = None
+    segments: Segments | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Dataset:
         classes: names, colours and things of the K train ids
         image_paths: one file per sample, sorted
         label_paths: the label of each image, in the same order
-        train_ids: train id of every raw id there may be; 255 for those to ignore
+        train_ids: train id of every raw id there may be in a label; 255 for those to ignore
     """
 
     name: str
@@ -102,8 +106,8 @@ class Dataset:
     split: str
     classes: Classes
     image_paths: tuple[Path, ...]
-    label_paths: tuple[Path, ...]
-    train_ids: Mapping[int, int]
+    label_paths: tuple[Path, ...] = ()
+    train_ids: Mapping[int, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name} {self.split} in {self.root}"
@@ -178,6 +182,39 @@ class Dataset:
         table = np.full(max(256, max(self.train_ids) + 1) + 1, -1, np.int16)
         table[list(self.train_ids)] = list(self.train_ids.values())
         return table
+
+
+class SegmentDataset(Dataset, ABC):
+    """A data set of panoptic segments or instances: a subclass says how to read those of an image.
+
+    Segments that lie in an id map have a label map as well, so that a panoptic data set also trains and measures
+    semantic segmentation.
+    """
+
+    @abstractmethod
+    def segments(self, index: int) -> Segments:
+        """Segments of one image.
+
+        Raises:
+            DataError: its annotation is missing or not as it must be.
+        """
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image and its segments.
+
+        Raises:
+            DataError: a file is missing or unreadable, or image and annotation differ in size.
+        """
+        path, segments = self.image_paths[index], self.segments(index)
+        image = read_image(path)
+        if segments.size != image.shape[:2]:
+            (h, w), (label_h, label_w) = image.shape[:2], segments.size
+            raise DataError(
+                f"{path} is {w} × {h} pixels, but its annotation is for {label_w} × {label_h}. Use the images that "
+                "were annotated, or annotate these."
+            )
+        label_map = None if segments.id_map is None else segments.label_map()
+        return Sample(self.sample_name(index), image, label_map, segments)
 
 
 def read_image(path: str | Path) -> np.ndarray:

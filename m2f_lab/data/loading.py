@@ -78,6 +78,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    task: str = "semantic",
 ) -> Iterator[Batch]:
     """Batches number `start_batch` to `start_batch + num_batches - 1` of the endless row.
 
@@ -90,6 +91,7 @@ def training_batches(
         num_batches: how many to give
         rank, world_size: this process and how many there are; each gets every `world_size`-th image of the batch
         pin_memory: put batches where a GPU can fetch them while it computes
+        task: which targets to make, "semantic", "panoptic" or "instance"
 
     Raises:
         ValueError: batch_size is not a multiple of world_size, or a number is out of its range.
@@ -109,7 +111,7 @@ def training_batches(
     num_workers = min(config.num_workers, _num_processors())
     batch_bytes = batch_size // world_size * math.prod(config.crop_size) * 4  # three colours and a segment number
     loader = DataLoader(
-        _Examples(dataset, TrainingTransform(config), seed),
+        _Examples(dataset, TrainingTransform(config, task), seed),
         batch_sampler=_Row(
             len(dataset), seed, batch_size, range(start_batch, start_batch + num_batches), rank, world_size
         ),
