@@ -17,6 +17,8 @@ from pathlib import Path
 from m2f_lab.references import is_reference
 
 TASKS = ("semantic", "panoptic", "instance")
+METRICS = {"semantic": "mIoU", "panoptic": "PQ", "instance": "AP"}
+"""The figure that the best evaluation of a task is chosen by."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -152,6 +154,7 @@ class EvaluationConfig:
 
     shortest_edge: int | None = None  # pixels; None: the image's own size
     longest_edge: int | None = None
+    top_k: int = 100  # instances per image, those of the highest score
 
     @property
     def edges(self) -> dict[str, int | None]:
@@ -183,6 +186,11 @@ class Recipe:
                 is_reference(reference),
                 f'Recipe.{name} names a function, "package.module:function", got {reference!r}.',
             )
+
+    @property
+    def metric(self) -> str:
+        """Name of the figure that the best evaluation is chosen by: "mIoU", "PQ" or "AP"."""
+        return METRICS[self.task]
 
     def vary(self, **changes) -> Recipe:
         """Return a copy with some fields changed; a dict changes fields of a part.

@@ -26,14 +26,15 @@ from m2f_lab.data.dataset import (
     check_split,
     image_files,
 )
+from m2f_lab.data.instances import with_instances
 from m2f_lab.structures import IGNORE
 
 _SUBFOLDERS = {"train": "training", "val": "validation"}
 _LINE = re.compile(r"(?P<name>.+?)(?:\s+(?P<color>#[0-9a-fA-F]{6})(?:\s+(?P<kind>thing|stuff))?)?")
 
 
-def open_folder(root: str | Path, split: str, strict: bool = True) -> Dataset:
-    """Open a folder in ADE20K's layout. For arguments and errors see `open_dataset`."""
+def open_folder(root: str | Path, split: str, strict: bool = True, task: str = "semantic") -> Dataset:
+    """Open a folder in ADE20K's layout, with instances as in `instances`. For arguments see `open_dataset`."""
     root = Path(root).expanduser()
     check_split(split)
     path = root / "classes.txt"
@@ -43,17 +44,22 @@ def open_folder(root: str | Path, split: str, strict: bool = True) -> Dataset:
             f"There is no {path}. Write one, with one class per line: line 1 names the class that has id 1 in the "
             f"labels, line 2 id 2, and so on; id 0 is unlabelled and has no line."
         )
-    return open_layout("folder", root, split, parse_classes(path.read_text(encoding="utf-8"), str(path)), strict)
+    classes = parse_classes(path.read_text(encoding="utf-8"), str(path))
+    if task == "semantic":
+        return open_layout("folder", root, split, classes, strict)
+    has_labels = (root / "annotations" / _SUBFOLDERS[split]).is_dir()
+    images = open_layout("folder", root, split, classes, strict, has_labels)
+    return with_instances(images, _SUBFOLDERS[split], task, has_labels)
 
 
-def open_layout(name: str, root: Path, split: str, classes: Classes, strict: bool) -> Dataset:
+def open_layout(name: str, root: Path, split: str, classes: Classes, strict: bool, has_labels: bool = True) -> Dataset:
     """Pair images/training/x.jpg with annotations/training/x.png, in which 0 is unlabelled and 1…K are classes."""
     check_split(split)
     images, labels = (root / kind / _SUBFOLDERS[split] for kind in ("images", "annotations"))
     title = f"{name} {split} split"
-    check_layout(title, root, [images, labels], _layout(root, split))
+    check_layout(title, root, [images, labels] if has_labels else [images], _layout(root, split))
     pairs = [(image, labels / f"{image.stem}.png") for image in image_files(images.iterdir())]
-    check_pairs(title, pairs, images, strict)
+    check_pairs(title, pairs, images, strict and has_labels)
     return Dataset(
         name=name,
         root=root,

@@ -1,7 +1,9 @@
 """Measuring models on data sets."""
 
 from m2f_lab.evaluation.evaluate import evaluate
+from m2f_lab.evaluation.instance import InstanceEvaluator
 from m2f_lab.evaluation.panoptic import PanopticEvaluator
-from m2f_lab.evaluation.semantic import SemanticEvaluator, format_table
+from m2f_lab.evaluation.semantic import SemanticEvaluator
+from m2f_lab.evaluation.table import format_table
 
-__all__ = ["PanopticEvaluator", "SemanticEvaluator", "evaluate", "format_table"]
+__all__ = ["InstanceEvaluator", "PanopticEvaluator", "SemanticEvaluator", "evaluate", "format_table"]

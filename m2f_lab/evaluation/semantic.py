@@ -147,22 +147,3 @@ class SemanticEvaluator:
 def _tensor(values: np.ndarray | Tensor) -> Tensor:
     """Convert, without a copy where possible; PyTorch takes neither read-only nor mirrored arrays."""
     return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
-
-
-def format_table(result: dict) -> str:
-    """The result of an evaluation as text: one line per class, then the means. "–" where there is no such class."""
-    width = max(len("class"), *(len(c["name"]) for c in result["classes"]))
-
-    def cell(value: float | None) -> str:
-        return f"{'–' if value is None else format(value, '.2f'):>10}"
-
-    lines = [f"{'class':<{width}}{'IoU %':>10}{'accuracy %':>12}{'pixels %':>10}"]
-    lines += [
-        f"{c['name']:<{width}}{cell(c['IoU'])}  {cell(c['accuracy'])}{cell(c['share'])}" for c in result["classes"]
-    ]
-    lines.append("─" * (width + 32))
-    lines.append(
-        f"mIoU {result['mIoU']:.2f} %   fwIoU {result['fwIoU']:.2f} %   mACC {result['mACC']:.2f} %   "
-        f"pACC {result['pACC']:.2f} %   ({result['num_images']} images)"
-    )
-    return "\n".join(lines)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from m2f_lab.training.run import METRIC, Run
+from m2f_lab.training.run import Run
 
 
 class Callback(Protocol):
@@ -47,7 +47,7 @@ class ProgressBar:
 
         total = run.recipe.optimization.max_iterations
         self.bar = tqdm(total=total, initial=run.iteration, desc=run.recipe.name, unit="step", dynamic_ncols=True)
-        self.figures = {}
+        self.figures, self.metric = {}, run.recipe.metric
 
     def on_step(self, row: dict) -> None:
         self.figures |= {"loss": f"{row['loss']:.2f}", "images/s": f"{row['images_per_second']:.1f}"}
@@ -55,7 +55,8 @@ class ProgressBar:
         self.bar.update()
 
     def on_evaluation(self, row: dict) -> None:
-        self.figures |= {METRIC: f"{row[METRIC]:.1f} %"}
+        if row[self.metric] is not None:
+            self.figures |= {self.metric: f"{row[self.metric]:.1f} %"}
         self.bar.set_postfix(self.figures)
 
     def on_end(self, run: Run) -> None:
@@ -71,5 +72,5 @@ def summary(run: Run) -> str:
         minutes, seconds = divmod(round(steps[-1]["seconds"]), 60)
         text += f" in {minutes} min {seconds:02d} s"
     if best:
-        text += f", best {METRIC} {best[METRIC]:.1f} % at iteration {best['iteration']}"
+        text += f", best {recipe.metric} {best[recipe.metric]:.1f} % at iteration {best['iteration']}"
     return f"{text}. Everything is in {run.path}."

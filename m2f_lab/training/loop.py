@@ -37,7 +37,7 @@ from m2f_lab.training.distributed import DistributedContext, distributed_context
 from m2f_lab.training.interrupt import defer_interrupt
 from m2f_lab.training.optimizer import build_optimizer
 from m2f_lab.training.planning.memory import keep_freed_memory
-from m2f_lab.training.run import METRIC, Run, append_row, keep_rows, open_run
+from m2f_lab.training.run import Run, append_row, keep_rows, open_run
 from m2f_lab.training.step import TrainStep, autocast_dtype, seed_everything
 from m2f_lab.weights import Builder, build_from, save_weights
 
@@ -193,6 +193,7 @@ class Session:
             rank=self.world.rank,
             world_size=self.world.size,
             pin_memory=self.world.device.type == "cuda",
+            task=self.recipe.task,
         )
         return transfer_ahead(batches, self.world.device)
 
@@ -226,9 +227,10 @@ class Session:
                 raise
             row = {"kind": "evaluation", "iteration": self.progress.iteration} | figures
             with defer_interrupt():
-                best = self.progress.best
-                if best is None or row[METRIC] > best[METRIC]:
-                    self.progress.best = {"iteration": row["iteration"], METRIC: row[METRIC]}
+                metric, best = self.recipe.metric, self.progress.best
+                reached = -1.0 if row[metric] is None else row[metric]  # nothing to measure: worse than anything
+                if best is None or reached > best[metric]:
+                    self.progress.best = {"iteration": row["iteration"], metric: reached}
                     if self.world.is_main:
                         checkpoint.replace_folder(
                             self.run.checkpoint("best"), lambda new: save_weights(self.model, new)
@@ -273,7 +275,7 @@ class Session:
 def open_splits(recipe: Recipe, data: str | Path | Mapping[str, Dataset]) -> tuple[Dataset, Dataset]:
     """Open the training and the validation split, or take them as they were given."""
     if isinstance(data, str | Path):
-        return tuple(open_dataset(recipe.data.dataset, data, split) for split in ("train", "val"))
+        return tuple(open_dataset(recipe.data.dataset, data, split, task=recipe.task) for split in ("train", "val"))
     if not isinstance(data, Mapping) or set(data) != {"train", "val"}:
         raise ValueError(
             f'data must be a folder or {{"train": Dataset, "val": Dataset}}, got {type(data).__name__}'

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,9 +20,6 @@ from torch import nn
 from m2f_lab.recipes import Recipe
 from m2f_lab.training.checkpoint import recover_folder
 from m2f_lab.weights import Builder, load_model
-
-METRIC = "mIoU"
-"""The figure that the best evaluation is chosen by."""
 
 # Fields that may change when a run continues: none of them reaches the weights.
 _FREE = {
@@ -74,9 +72,10 @@ class Run:
 
     @property
     def best(self) -> dict | None:
-        """The evaluation with the highest mIoU, whose weights are kept; None before the first that has one."""
-        measured = [row for row in self.evaluations if row[METRIC] is not None]
-        return max(measured, key=lambda row: row[METRIC], default=None)  # the first of several
+        """The evaluation with the highest `recipe.metric`, whose weights are kept; None before one was measured."""
+        metric = self.recipe.metric
+        measured = [row for row in self.evaluations if row[metric] is not None]
+        return max(measured, key=lambda row: row[metric], default=None)  # the first of several
 
     @property
     def iteration(self) -> int:
@@ -117,6 +116,12 @@ class Run:
         if folder is None:
             raise FileNotFoundError(f"{self.path} has no checkpoint yet; train(...) writes the first one.")
         return folder
+
+
+def leading_metric(evaluations: Iterable[dict]) -> str:
+    """Name of the figure that rows of evaluations are led by: "PQ", "AP" or "mIoU", the first that they have."""
+    found = {name for row in evaluations for name in row}
+    return next((name for name in ("PQ", "AP") if name in found), "mIoU")
 
 
 def read_rows(file: Path) -> list[dict]:

@@ -6,7 +6,7 @@ L predictions, H/W height/width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -18,6 +18,7 @@ from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize
 from m2f_lab.explore.plots.charts import loss_terms
 from m2f_lab.explore.plots.theme import PALETTE, SMALL, TEXT, TITLE, NotebookFigure, chart_grid, class_legend, dress
+from m2f_lab.training.run import leading_metric
 
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of the terms, where colours stand for runs
 WIDTH, CHARTS = 12.4, 4.9  # inches: of a figure of progress, and how high its charts are
@@ -30,7 +31,7 @@ def learning_curves(steps: Sequence[dict], evaluations: Sequence[dict] = (), tit
     Args:
         steps: rows of `Run.steps`, with "iteration", "loss", "learning_rate" and the terms "0.class", "0.mask", …; or
             with means over predictions, "class", "mask", "dice", in their place.
-        evaluations: rows with "iteration" and "mIoU" in percent.
+        evaluations: rows with "iteration" and "mIoU", "PQ" or "AP" in percent.
         title: over everything.
     """
     figure, axes = chart_grid(1, 4, 2.9, 2.5, title)
@@ -57,7 +58,7 @@ def training_progress(
     Args:
         steps: rows with "iteration", "loss", "learning_rate", "images_per_second", "memory_gib" and the terms
             of L predictions, "0.class", "0.mask", …, "1.class", …; a chart each. What a row lacks is left out.
-        evaluations: rows with "iteration" and "mIoU" in percent.
+        evaluations: rows with "iteration" and "mIoU", "PQ" or "AP" in percent.
         title: over everything.
         images: fixed images, shown in the first column of the strip below. N × uint8 [H, W, 3]
         label_maps: what was predicted for them: iteration → N × integers [H, W]; a column each.
@@ -87,7 +88,7 @@ def training_progress(
     ):
         _line(ax, iterations, [row.get(name, math.nan) for row in steps], text, color)
         ax.set_ylim(bottom=0)
-    end = max([1, *iterations, *(row["iteration"] for row in _measured(evaluations))])
+    end = max([1, *iterations, *(row["iteration"] for row, _ in _measured(evaluations))])
     for ax in axes.flat:
         dress(ax)
         ax.set_xlim(0, end * 1.02)
@@ -110,9 +111,9 @@ def _lines_of_predictions(ax: Axes, steps: Sequence[dict], term: str, prediction
     ax.set_title(f"{term} term", fontsize=TITLE)
 
 
-def _top(evaluations: Iterable[dict]) -> float:
-    """End of an axis of mIoU: above the largest, but at most a hundred."""
-    return min(100.0, max(10.0, 1.15 * max((row["mIoU"] for row in _measured(evaluations)), default=100.0)))
+def _top(evaluations: Sequence[dict]) -> float:
+    """End of an axis of percent: above the largest figure, but at most a hundred."""
+    return min(100.0, max(10.0, 1.15 * max((figure for _, figure in _measured(evaluations)), default=100.0)))
 
 
 def _strip(
@@ -154,7 +155,7 @@ def compared_runs(runs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]], tit
         looks = {term: {"color": color, "linestyle": dashes} for term, dashes in terms.items()}
         _course(axes[:4], run, looks, (color,) * 3)
         _course(axes[4:], run, looks, (color,) * 3, seconds)
-    top = _top(row for _, evaluations in runs.values() for row in evaluations)
+    top = max((_top(evaluations) for _, evaluations in runs.values()), default=100.0)
     for number, ax in enumerate(axes):
         ax.set_xlim(left=0)
         ax.set_xlabel("iteration" if number < 4 else f"{unit} of training")
@@ -175,18 +176,22 @@ def _course(
 
     `looks` are those of the terms, `shades` the colours of the other three.
     """
-    steps, evaluated = run[0], _measured(run[1])
+    steps, measured = run[0], _measured(run[1])
+    evaluated = [row for row, _ in measured]
     at, after = ([row["seconds"] / unit if unit else row["iteration"] for row in rows] for rows in (steps, evaluated))
     _line(axes[0], at, [row["loss"] for row in steps], "loss, weighted sum", shades[0])
     for term, look in looks.items():
         _line(axes[1], at, [mean_term(row, term) for row in steps], "terms, mean of predictions", **look)
-    _line(axes[2], after, [row["mIoU"] for row in evaluated], "mIoU in percent", shades[1], marker="o")
+    title = f"{leading_metric(run[1])} in percent"
+    _line(axes[2], after, [figure for _, figure in measured], title, shades[1], marker="o")
     _line(axes[3], at, [row.get("learning_rate", math.nan) for row in steps], "learning rate", shades[2])
     axes[3].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
 
-def _measured(evaluations: Iterable[dict]) -> list[dict]:
-    return [row for row in evaluations if row["mIoU"] is not None]
+def _measured(evaluations: Sequence[dict]) -> list[tuple[dict, float]]:
+    """Rows that have the figure of their task, and the figure."""
+    metric = leading_metric(evaluations)
+    return [(row, row[metric]) for row in evaluations if row[metric] is not None]
 
 
 def _line(ax: Axes, x: Sequence[float], y: Sequence[float], title: str, color: str, **style) -> None:

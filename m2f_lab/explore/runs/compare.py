@@ -15,7 +15,6 @@ from m2f_lab.explore.parts.table import Table
 from m2f_lab.explore.runs.history import History, format_duration
 from m2f_lab.recipes import Recipe
 from m2f_lab.training import Run
-from m2f_lab.training.run import METRIC
 
 _WORDS = {"name", "notes", "published"}  # of a recipe; they change nothing
 
@@ -59,20 +58,21 @@ class Comparison:
     @property
     def table(self) -> Table:
         """One row per run: its progress, its best and last mIoU, and the fields that differ."""
-        header = ("run", "iterations", "time", f"best {METRIC}", "at", f"last {METRIC}", *self.differences)
+        metric = " or ".join(sorted({run.recipe.metric for run in self.runs.values()}))
+        header = ("run", "iterations", "time", f"best {metric}", "at", f"last {metric}", *self.differences)
         return Table(tuple((name, "") for name in header), tuple(map(self._row, self.runs)))
 
     def _row(self, name: str) -> tuple[str, ...]:
-        history = self.histories[name]
-        measured = [row for row in history.evaluations if row[METRIC] is not None]
-        best = max(measured, key=lambda row: row[METRIC], default=None)
+        history, metric = self.histories[name], self.runs[name].recipe.metric
+        measured = [row for row in history.evaluations if row[metric] is not None]
+        best = max(measured, key=lambda row: row[metric], default=None)
         return (
             name,
             str(history.last_step["iteration"]),
             format_duration(history.last_step["seconds"]),
-            f"{best[METRIC]:.1f} %" if best else "–",
+            f"{best[metric]:.1f} %" if best else "–",
             str(best["iteration"]) if best else "–",
-            f"{measured[-1][METRIC]:.1f} %" if measured else "–",
+            f"{measured[-1][metric]:.1f} %" if measured else "–",
             *(str(values[name]) for values in self.differences.values()),
         )
 
