@@ -335,9 +335,53 @@ def test_model_and_data_set_must_have_the_same_classes(data_root, recipe):
         evaluate(ColorReader(7), recipe, data_root)
 
 
-def test_other_tasks_are_refused(data_root, recipe):
-    with pytest.raises(ValueError, match=r'task="semantic"; the recipe .* has task="panoptic"'):
-        evaluate(ColorReader(), replace(recipe, task="panoptic"), data_root)
+@pytest.fixture
+def segments_root(data_root) -> Path:
+    """The same with two things, cars and dogs, whose stripes are instances."""
+    (data_root / "classes.txt").write_text("asphalt #101010\nbush #008000\ncar #0000ff thing\ndog #ffff00 thing\n")
+    for split in ("training", "validation"):
+        (data_root / "instances" / split).mkdir(parents=True)
+        for path in (data_root / "annotations" / split).iterdir():
+            label = np.asarray(Image.open(path))
+            numbers = np.where(label >= 3, 1 + np.arange(label.shape[1]) // 8, 0).astype(np.uint16)
+            Image.fromarray(numbers).save(data_root / "instances" / split / path.name)
+    return data_root
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_panoptic_evaluation_counts_stripes_of_a_color_as_one_thing(segments_root, recipe, num_workers):
+    """The reader sees colours, not instances: it is right where a thing has one stripe, and about stuff."""
+    recipe = recipe.vary(task="panoptic", data=dict(num_workers=num_workers))
+    result = evaluate(ColorReader(), recipe, segments_root)
+    assert result["num_images"] == len(SIZES)
+    assert result["PQ_stuff"] > 90
+    assert result["RQ_stuff"] == 100
+    cars = result["classes"][2]
+    assert (cars["name"], cars["TP"]) == ("car", 2)  # two images have one
+    assert cars["FN"] == 2, "two stripes of an image that were taken for one car"
+    assert cars["FP"] == 1
+    assert "PQ_things" in format_table(result)
+
+
+def test_instance_evaluation_has_only_things_and_a_limit(segments_root, recipe):
+    recipe = recipe.vary(task="instance", model=dict(num_classes=2), evaluation=dict(top_k=7))
+    model = ColorReader(2)  # colours 0 and 40 are asphalt and bush: nothing of it is a thing
+    result = evaluate(model, recipe, segments_root)
+    assert [c["name"] for c in result["classes"]] == ["car", "dog"]
+    assert [c["instances"] for c in result["classes"]] == [4, 4]
+    assert result["AP"] == 0
+    assert "AR7" in result
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_a_data_set_without_annotation_for_the_task_is_named(data_root, recipe, task):
+    from m2f_lab.data import open_dataset
+
+    dataset = open_dataset("folder", data_root, "val")
+    with pytest.raises(ValueError, match=f"folder val in .* has no annotation for task='{task}'; open"):
+        evaluate(ColorReader(), replace(recipe, task=task), dataset)
+    with pytest.raises(ValueError, match="marks no class as a thing"):
+        evaluate(ColorReader(), replace(recipe, task=task), data_root)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -16,13 +16,14 @@ CLASSES = ("ground", "box", "ball")
 
 
 def write_toy_data(root: Path, num_train: int = 6, num_val: int = 2) -> Path:
-    """Bright rectangles and dark discs on a noisy ground, 64 × 96 pixels, in ADE20K's layout."""
+    """Bright rectangles and dark discs on a noisy ground, 64 × 96 pixels, in ADE20K's layout, with instances."""
     (root / "images").mkdir(parents=True)
-    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    lines = ("ground #606060 stuff", "box #e6c83c thing", "ball #1e28a0 thing")
+    (root / "classes.txt").write_text("\n".join(lines) + "\n")
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :96]
     for split, count in (("training", num_train), ("validation", num_val)):
-        for kind in ("images", "annotations"):
+        for kind in ("images", "annotations", "instances"):
             (root / kind / split).mkdir(parents=True)
         for i in range(count):
             label = np.ones((64, 96), np.uint8)
@@ -31,10 +32,12 @@ def write_toy_data(root: Path, num_train: int = 6, num_val: int = 2) -> Path:
             if i % 2:  # images differ in their number of segments
                 label[np.hypot(y - rng.integers(10, 54), x - rng.integers(10, 86)) < 12] = 3
             label[:2] = 0
+            instances = np.where(label > 1, label - 1, 0).astype(np.uint16)
             image = np.array([[90, 90, 90], [90, 120, 90], [230, 200, 60], [30, 40, 160]])[label]
             image = (image + rng.normal(0, 8, image.shape)).clip(0, 255).astype(np.uint8)
             Image.fromarray(image).save(root / "images" / split / f"{split}_{i}.png")
             Image.fromarray(label).save(root / "annotations" / split / f"{split}_{i}.png")
+            Image.fromarray(instances).save(root / "instances" / split / f"{split}_{i}.png")
     return root
 
 

@@ -50,12 +50,12 @@ class InstanceFolder(SegmentDataset):
         if not path.is_file():
             raise DataError(f"There is no {path}. Add it (all 0 where there is no instance), or take the image away.")
         ids = read_label(path)
-        numbers = [number for number in np.unique(ids).tolist() if number != 0]
+        numbers = _numbers(ids)
         return Segments.from_id_map(ids, numbers, [min(self.classes.things)] * len(numbers))
 
     def _masks(self, folder: Path) -> Segments:
         """Instances that have a file each; where none overlap, one map holds them all."""
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.name[0] != ".")
+        files = _masks(folder)
         if not files:
             raise DataError(f"{folder} holds no masks (*.png); each instance of the image needs one.")
         masks = [read_label(file) != 0 for file in files]
@@ -79,9 +79,11 @@ class InstanceFolder(SegmentDataset):
             inside = np.unique(label_map[found.mask(number)]).tolist()
             if len(inside) != 1 or inside[0] not in self.classes.things:
                 names = [self.classes.names[label] if label != IGNORE else "unlabelled" for label in inside]
+                file = self.instance_paths[index]
+                instance = _masks(file)[number].name if file.is_dir() else _numbers(read_label(file))[number]
                 raise DataError(
-                    f"{path}: instance {number + 1} of {self.instance_paths[index].name} covers {abbreviate(names)}; "
-                    "each instance has the pixels of one class that classes.txt marks as thing."
+                    f"{path}: instance {instance} of {file.name} covers {abbreviate(names)}; each instance has the "
+                    "pixels of one class that classes.txt marks as thing."
                 )
             labels[number] = inside[0]
         return replace(found, labels=labels)
@@ -141,6 +143,16 @@ def with_instances(dataset: Dataset, split_folder: str, task: str, has_labels: b
         train_ids=train_ids,
         instance_paths=tuple(paths),
     )
+
+
+def _numbers(ids: np.ndarray) -> list[int]:
+    """Numbers of the instances of a file, ascending."""
+    return [number for number in np.unique(ids).tolist() if number != 0]
+
+
+def _masks(folder: Path) -> list[Path]:
+    """Files of the instances of an image."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.name[0] != ".")
 
 
 def _of_image(folder: Path, image: Path) -> Path:
