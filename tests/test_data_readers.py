@@ -322,3 +322,49 @@ def test_images_are_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn clockwise by 90°
     Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "x.png"), np.rot90(pixels, -1))
+
+
+def cityscapes_with_instances(root: Path) -> Path:
+    """Road, two cars, a group of cars, a person, and what is not labelled."""
+    ids = np.full((8, 16), 7, np.uint16)
+    ids[:2], ids[2:4, :4], ids[2:4, 6:9], ids[2:4, 12:], ids[5:, 3] = 0, 26000, 26001, 26, 24005
+    write_cityscapes(root, np.where(ids >= 1000, ids // 1000, ids).astype(np.uint8))
+    for split in ("train", "val"):
+        write(root / "gtFine" / split / "aachen" / "aachen_000000_000019_gtFine_instanceIds.png", ids)
+    return root
+
+
+def test_cityscapes_panoptic_segments_are_those_of_the_instance_ids(tmp_path):
+    dataset = open_dataset("cityscapes", cityscapes_with_instances(tmp_path), "val", task="panoptic")
+    sample = dataset[0]
+    names = [dataset.classes.names[label] for label in sample.segments.labels]
+    assert names == ["road", "car", "person", "car", "car"]  # 7, 26, 24005, 26000, 26001
+    assert sample.segments.crowd.tolist() == [False, True, False, False, False]
+    assert sample.segments.areas.tolist() == [128 - 32 - 8 - 6 - 8 - 3, 8, 3, 8, 6]
+    semantic = open_dataset("cityscapes", tmp_path, "val")[0]
+    np.testing.assert_array_equal(sample.label_map, semantic.label_map)
+    assert sample.segments.target().labels.tolist() == [0, 11, 13, 13], "a crowd is no target"
+
+
+def test_cityscapes_instances_are_the_eight_things(tmp_path):
+    dataset = open_dataset("cityscapes", cityscapes_with_instances(tmp_path), "train", task="instance")
+    expected = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+    assert dataset.classes.names == expected
+    assert dataset.classes.things == frozenset(range(8))
+    segments = dataset[0].segments
+    assert [(expected[label], bool(crowd)) for label, crowd in zip(segments.labels, segments.crowd, strict=True)] == [
+        ("car", True),
+        ("person", False),
+        ("car", False),
+        ("car", False),
+    ]
+
+
+def test_cityscapes_instance_ids_of_no_class_are_named_with_their_file(tmp_path):
+    root = cityscapes_with_instances(tmp_path)
+    write(
+        root / "gtFine" / "val" / "aachen" / "aachen_000000_000019_gtFine_instanceIds.png",
+        np.full((8, 16), 99, np.uint16),
+    )
+    with pytest.raises(DataError, match=r"aachen_000000_000019_gtFine_instanceIds\.png: The instance ids \[99\]"):
+        open_dataset("cityscapes", root, "val", task="panoptic")[0]

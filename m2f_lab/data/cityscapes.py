@@ -4,6 +4,9 @@
     root/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png       one of 34 labelIds per pixel
     root/gtFine/train/aachen/aachen_000000_000019_gtFine_instanceIds.png    labelId * 1000 + n, or a bare labelId
 
+Semantic segmentation reads labelIds, panoptic and instance segmentation instanceIds alone: a bare labelId of a thing is
+a group whose members were not told apart, a crowd.
+
 The labels name 34 classes by labelId. Only 19 are trained and evaluated, under trainIds; the evaluation server wants
 labelIds back, which `Dataset.to_raw` gives.
 
@@ -13,14 +16,26 @@ of its scripts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from m2f_lab.data.dataset import Classes, DataError, Dataset, check_layout, check_pairs, check_split, image_files
+from m2f_lab.data.dataset import (
+    Classes,
+    DataError,
+    Dataset,
+    SegmentDataset,
+    check_layout,
+    check_pairs,
+    check_split,
+    image_files,
+)
+from m2f_lab.data.segments import Segments
 from m2f_lab.structures import IGNORE
 
-_IMAGE, _LABEL = "_leftImg8bit", "_gtFine_labelIds.png"
+_IMAGE = "_leftImg8bit"
+_LABEL, _INSTANCE = "_gtFine_labelIds.png", "_gtFine_instanceIds.png"
 
 # labelId, name, colour, thing. Position in the list is the trainId.
 _TRAINED = (
@@ -57,7 +72,37 @@ TRAIN_IDS: dict[int, int] = dict.fromkeys(range(34), IGNORE) | {
 """labelId → trainId; the 15 that are not trained are 255."""
 
 
-def open_cityscapes(root: str | Path, split: str, strict: bool = True) -> Dataset:
+THINGS = Classes(
+    names=tuple(name for _, name, _, thing in _TRAINED if thing),
+    colors=tuple(color for _, _, color, thing in _TRAINED if thing),
+    things=frozenset(range(len(CLASSES.things))),
+)
+"""Classes of instance segmentation."""
+
+THING_IDS: dict[int, int] = dict.fromkeys(range(34), IGNORE) | {
+    label_id: number for number, label_id in enumerate(label_id for label_id, *_, thing in _TRAINED if thing)
+}
+"""labelId → class of instance segmentation; 255 for all that is stuff or not trained."""
+
+
+@dataclass(frozen=True)
+class CityscapesSegments(SegmentDataset):
+    """Streets with segments: `label_paths` are instanceIds."""
+
+    def segments(self, index: int) -> Segments:
+        ids = self.raw_label(index)
+        try:
+            label_ids, _ = split_instance_ids(ids)
+        except DataError as error:
+            raise DataError(f"{self.label_paths[index]}: {error}") from None
+        found, first = np.unique(ids, return_index=True)
+        labels = [self.train_ids[label_id] for label_id in label_ids.ravel()[first].tolist()]
+        kept = [(number, label) for number, label in zip(found.tolist(), labels, strict=True) if label != IGNORE]
+        crowd = [number < 1000 and label in self.classes.things for number, label in kept]
+        return Segments.from_id_map(ids, [number for number, _ in kept], [label for _, label in kept], crowd)
+
+
+def open_cityscapes(root: str | Path, split: str, strict: bool = True, task: str = "semantic") -> Dataset:
     """Open the folder that holds leftImg8bit and gtFine, or one above called cityscapes.
 
     For arguments and errors see `open_dataset`.
@@ -67,19 +112,21 @@ def open_cityscapes(root: str | Path, split: str, strict: bool = True) -> Datase
     check_split(split)
     images, labels = root / "leftImg8bit" / split, root / "gtFine" / split
     title = f"cityscapes {split} split"
-    layout = f"  {images}/<city>/*{_IMAGE}.png\n  {labels}/<city>/*{_LABEL}"
+    ending = _LABEL if task == "semantic" else _INSTANCE
+    layout = f"  {images}/<city>/*{_IMAGE}.png\n  {labels}/<city>/*{ending}"
     check_layout(title, root, [images, labels], layout)
     found = [path for path in image_files(images.glob("*/*")) if path.stem.endswith(_IMAGE)]
-    pairs = [(path, labels / path.parent.name / (path.stem.removesuffix(_IMAGE) + _LABEL)) for path in found]
+    pairs = [(path, labels / path.parent.name / (path.stem.removesuffix(_IMAGE) + ending)) for path in found]
     check_pairs(title, pairs, images, strict)
-    return Dataset(
+    kind = Dataset if task == "semantic" else CityscapesSegments
+    return kind(
         name="cityscapes",
         root=root,
         split=split,
-        classes=CLASSES,
+        classes=THINGS if task == "instance" else CLASSES,
         image_paths=tuple(image for image, _ in pairs),
         label_paths=tuple(label for _, label in pairs),
-        train_ids=TRAIN_IDS,
+        train_ids=THING_IDS if task == "instance" else TRAIN_IDS,
     )
 
 
