@@ -360,6 +360,10 @@ def test_panoptic_evaluation_counts_stripes_of_a_color_as_one_thing(segments_roo
     assert (cars["name"], cars["TP"]) == ("car", 2)  # two images have one
     assert cars["FN"] == 2, "two stripes of an image that were taken for one car"
     assert cars["FP"] == 1
+    assert result["mIoU"] > 99
+    assert cars["AP"] is not None, "the same model, by its scored masks"
+    assert cars["IoU"] > 99
+    assert result["classes"][0]["AP"] is None, "stuff has no instances"
     assert "PQ_things" in format_table(result)
 
 

@@ -6,20 +6,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
 from tqdm import tqdm
 
-from m2f_lab.data import Classes, Dataset, Sample, open_dataset
-from m2f_lab.evaluation.instance import InstanceEvaluator
-from m2f_lab.evaluation.panoptic import PanopticEvaluator
-from m2f_lab.evaluation.semantic import SemanticEvaluator
-from m2f_lab.inference import predict
+from m2f_lab.data import Dataset, Sample, open_dataset
+from m2f_lab.evaluation.measures import MEASURES
 from m2f_lab.inference.predict import Model, evaluating
-from m2f_lab.recipes import EvaluationConfig, Recipe
+from m2f_lab.recipes import Recipe
 from m2f_lab.references import is_reference, resolve_loaded
-from m2f_lab.structures import Prediction
 
 
 def evaluate(
@@ -46,8 +40,8 @@ def evaluate(
             up over `torch.distributed`; all of them must call this function, and all return the same
 
     Returns:
-        The figures of the task's evaluator: `SemanticEvaluator`, `PanopticEvaluator` or `InstanceEvaluator`;
-        `format_table` makes them readable.
+        The figures of the task's evaluator: `SemanticEvaluator`, `PanopticEvaluator` (and, of the same model,
+        `InstanceEvaluator` for things and mIoU) or `InstanceEvaluator`; `format_table` makes them readable.
 
     Raises:
         ValueError: model and data set have different numbers of classes, the data set has no annotation for the
@@ -64,7 +58,7 @@ def evaluate(
         )
     count = len(dataset) if limit is None else min(limit, len(dataset))
     indices = range(rank, count, world_size)
-    measure = _MEASURES[recipe.task](dataset.classes, recipe.evaluation)
+    measure = MEASURES[recipe.task](dataset.classes, recipe.evaluation)
     samples = tqdm(
         _read_ahead(dataset, indices, recipe.data.num_workers),
         desc=f"evaluate {dataset}", total=len(indices), unit="image", disable=not progress,
@@ -72,77 +66,22 @@ def evaluate(
     with evaluating(model), ThreadPoolExecutor(1) as beside:
         counted = None
         for index, sample in zip(indices, samples, strict=True):
-            measure.check(sample, dataset)
-            prediction = predict(
-                model, sample.image, recipe.task, classes=dataset.classes, **recipe.evaluation.edges, **measure.options
-            )
+            if not measure.has_truth(sample):
+                raise ValueError(
+                    f"{sample.name} of {dataset} has no annotation for task={recipe.task!r}; open the data set with "
+                    f"open_dataset(…, task={recipe.task!r}), or evaluate a recipe of another task."
+                )
+            predictions = measure.predict(model, sample.image)
             if counted is not None:
                 counted.result()  # raises what went wrong
             # Count while the model runs on the next image: on a fast GPU, counting takes a tenth of the time.
-            counted = beside.submit(measure.update, prediction, sample, index)
+            counted = beside.submit(measure.update, predictions, sample, index)
         if counted is not None:
             counted.result()
     if world_size > 1:
-        measure.evaluator.all_reduce()
-    return measure.evaluator.result()
-
-
-class _Semantic:
-    """Label maps."""
-
-    options: ClassVar[dict] = {}
-
-    def __init__(self, classes: Classes, config: EvaluationConfig) -> None:
-        self.evaluator = SemanticEvaluator(len(classes), classes.names)
-
-    def check(self, sample: Sample, dataset: Dataset) -> None:
-        _require(sample.label_map is not None, sample, dataset, "semantic")
-
-    def update(self, prediction: Prediction, sample: Sample, index: int) -> None:
-        self.evaluator.update(prediction, sample.label_map)
-
-
-class _Panoptic:
-    """Segments that do not overlap."""
-
-    options: ClassVar[dict] = {}
-
-    def __init__(self, classes: Classes, config: EvaluationConfig) -> None:
-        self.evaluator = PanopticEvaluator(len(classes), classes.things, classes.names)
-
-    def check(self, sample: Sample, dataset: Dataset) -> None:
-        has_map = sample.segments is not None and sample.segments.id_map is not None
-        _require(has_map, sample, dataset, "panoptic")
-
-    def update(self, prediction: Prediction, sample: Sample, index: int) -> None:
-        truth = sample.segments  # numbered from 0, with -1 for none; the evaluator counts from 1, with 0 for void
-        labels = dict(enumerate(truth.labels.tolist(), start=1))
-        self.evaluator.update(prediction, truth.id_map + 1, labels, (np.flatnonzero(truth.crowd) + 1).tolist())
-
-
-class _Instance:
-    """Scored masks that may overlap."""
-
-    def __init__(self, classes: Classes, config: EvaluationConfig) -> None:
-        self.options = {"top_k": config.top_k}
-        self.evaluator = InstanceEvaluator(len(classes), classes.names, max_detections=config.top_k)
-
-    def check(self, sample: Sample, dataset: Dataset) -> None:
-        _require(sample.segments is not None, sample, dataset, "instance")
-
-    def update(self, prediction: Prediction, sample: Sample, index: int) -> None:
-        self.evaluator.update(prediction, sample.segments, image=index)
-
-
-_MEASURES = {"semantic": _Semantic, "panoptic": _Panoptic, "instance": _Instance}
-
-
-def _require(found: bool, sample: Sample, dataset: Dataset, task: str) -> None:
-    if not found:
-        raise ValueError(
-            f"{sample.name} of {dataset} has no annotation for task={task!r}; open the data set with "
-            f"open_dataset(…, task={task!r}), or evaluate a recipe of another task."
-        )
+        for evaluator in measure.evaluators:
+            evaluator.all_reduce()
+    return measure.result()
 
 
 def _opened(recipe: Recipe, data: str | Path | Dataset, split: str | None) -> Dataset:

@@ -1,0 +1,129 @@
+"""One way of measuring for each task: what is predicted for an image, and what counts it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from m2f_lab.data import Classes, Sample, Segments
+from m2f_lab.evaluation.instance import InstanceEvaluator
+from m2f_lab.evaluation.panoptic import PanopticEvaluator
+from m2f_lab.evaluation.semantic import SemanticEvaluator
+from m2f_lab.inference import postprocess, predict
+from m2f_lab.inference.predict import Model, look
+from m2f_lab.recipes import EvaluationConfig
+from m2f_lab.structures import Prediction
+
+
+class Measure(Protocol):
+    """A task's predictions and evaluators."""
+
+    evaluators: tuple
+
+    def has_truth(self, sample: Sample) -> bool:
+        """Whether the sample has the annotation that the task is measured by."""
+
+    def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
+        """One prediction for each evaluator."""
+
+    def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
+        """Count them. `number` is that of the image in its data set."""
+
+    def result(self) -> dict:
+        """The figures so far, in percent, with "num_images" and "classes"."""
+
+
+class SemanticMeasure:
+    """Label maps: mIoU."""
+
+    def __init__(self, classes: Classes, config: EvaluationConfig) -> None:
+        self.classes, self.config = classes, config
+        self.evaluators = (SemanticEvaluator(len(classes), classes.names),)
+
+    def has_truth(self, sample: Sample) -> bool:
+        return sample.label_map is not None
+
+    def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
+        return (predict(model, image, "semantic", classes=self.classes, **self.config.edges),)
+
+    def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
+        self.evaluators[0].update(predictions[0], sample.label_map)
+
+    def result(self) -> dict:
+        return self.evaluators[0].result()
+
+
+class InstanceMeasure:
+    """Scored masks that may overlap: AP."""
+
+    def __init__(self, classes: Classes, config: EvaluationConfig) -> None:
+        self.classes, self.config = classes, config
+        self.evaluators = (InstanceEvaluator(len(classes), classes.names, max_detections=config.top_k),)
+
+    def has_truth(self, sample: Sample) -> bool:
+        return sample.segments is not None
+
+    def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
+        return (predict(model, image, "instance", classes=self.classes, top_k=self.config.top_k, **self.config.edges),)
+
+    def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
+        self.evaluators[0].update(predictions[0], sample.segments, image=number)
+
+    def result(self) -> dict:
+        return self.evaluators[0].result()
+
+
+class PanopticMeasure:
+    """Segments that do not overlap: PQ. The same model's things are measured by AP, its label maps by mIoU.
+
+    Source: Mask2Former (Cheng et al. 2022), section 4.2, "AP^Th_pan" and "mIoU_pan".
+    """
+
+    def __init__(self, classes: Classes, config: EvaluationConfig) -> None:
+        self.classes, self.config = classes, config
+        count, names = len(classes), classes.names
+        self.evaluators = (
+            PanopticEvaluator(count, classes.things, names),
+            InstanceEvaluator(count, names, max_detections=config.top_k),
+            SemanticEvaluator(count, names),
+        )
+
+    def has_truth(self, sample: Sample) -> bool:
+        return sample.segments is not None and sample.segments.id_map is not None
+
+    def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
+        output, size, things = look(model, image, **self.config.edges), image.shape[:2], self.classes.things
+        return (
+            postprocess.panoptic(output, size=size, things=things),
+            postprocess.instance(output, size=size, things=things, top_k=self.config.top_k),
+            postprocess.semantic(output, size=size, order="resize_first"),
+        )
+
+    def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
+        panoptic, instance, semantic = self.evaluators
+        segments = sample.segments
+        things = segments.select(np.isin(segments.labels, list(self.classes.things)))
+        panoptic.update(predictions[0], *numbered_from_one(segments))
+        instance.update(predictions[1], things, image=number)
+        semantic.update(predictions[2], sample.label_map)
+
+    def result(self) -> dict:
+        panoptic, instance, semantic = (evaluator.result() for evaluator in self.evaluators)
+        rows = zip(panoptic["classes"], instance["classes"], semantic["classes"], strict=True)
+        classes = [first | {"AP": second["AP"], "IoU": third["IoU"]} for first, second, third in rows]
+        figures = semantic | instance | panoptic
+        order = [*panoptic, *instance, *semantic]
+        return {name: figures[name] for name in order if name not in ("num_images", "classes")} | {
+            "num_images": panoptic["num_images"],
+            "classes": classes,
+        }
+
+
+MEASURES = {"semantic": SemanticMeasure, "panoptic": PanopticMeasure, "instance": InstanceMeasure}
+
+
+def numbered_from_one(segments: Segments) -> tuple[np.ndarray, dict[int, int], list[int]]:
+    """Segments as `PanopticEvaluator.update` takes the truth: a map with 0 for void, classes by id, ids of crowds."""
+    labels = dict(enumerate(segments.labels.tolist(), start=1))
+    return segments.id_map + 1, labels, (np.flatnonzero(segments.crowd) + 1).tolist()
