@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import inspect
 import json
 import sys
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=cli_evaluate)
 
     command = commands.add_parser("recipes", help="list the recipes", description=cli_recipes.__doc__)
+    command.add_argument("word", nargs="?", default="", metavar="WORD", help="only names that contain this")
     command.set_defaults(run=cli_recipes)
 
     command = commands.add_parser("audit", help="check a data set", description=cli_audit.__doc__)
@@ -153,17 +155,36 @@ def cli_evaluate(options: argparse.Namespace) -> int:
 
 
 def cli_recipes(options: argparse.Namespace) -> int:
-    """List the recipes: backbone, classes, crop, iterations, and the figures their authors published, in percent."""
-    print(f"{'recipe':24s} {'backbone':38s} {'classes':>7s} {'crop':>10s} {'iterations':>10s}  published")
+    """List the recipes by data set and task: backbone, crop, queries, iterations, and the published figures in percent.
+
+    Published recipes are those of the checkpoints' authors; a name's last word says if others than the model's authors
+    trained it. Short names stand for the longer ones of `m2f_lab.recipes.names`.
+    """
+    shortest: dict[str, str] = {}
+    groups: dict[str, list[Recipe]] = {}
     for name, make in recipe_functions().items():
         recipe = make()
-        height, width = recipe.data.crop_size
-        published = ", ".join(f"{metric} {value:.1f}" for metric, value in recipe.published.items()) or "–"
-        print(
-            f"{name:24s} {recipe.model.backbone:38s} {recipe.model.num_classes:7d} {f'{height}×{width}':>10s} "
-            f"{recipe.optimization.max_iterations:10,d}  {published}"
-        )
+        if recipe.name not in shortest:
+            heading = f"{recipe.data.dataset}, {recipe.task}, {recipe.model.num_classes} classes"
+            groups.setdefault(heading if recipe.name in recipes.names() else "small recipes", []).append(recipe)
+        shortest[recipe.name] = min(shortest.get(recipe.name, name), name, key=len)
+    for heading, group in groups.items():
+        rows = [(shortest[r.name], *_summary(r)) for r in group if options.word in r.name + " " + shortest[r.name]]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        if rows:
+            print(f"\n# {heading}")
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
+
+
+def _summary(recipe: Recipe) -> tuple[str, ...]:
+    height, width = recipe.data.crop_size
+    figures = ", ".join(f"{metric} {value:.1f}" for metric, value in recipe.published.items())
+    return (
+        recipe.model.backbone, f"{height}×{width}", f"{recipe.model.num_queries} queries",
+        f"{recipe.optimization.max_iterations:,d} iterations", figures or "–",
+    )  # fmt: skip
 
 
 def cli_audit(options: argparse.Namespace) -> int:
@@ -176,8 +197,9 @@ def cli_audit(options: argparse.Namespace) -> int:
 
 
 def recipe_functions() -> dict[str, Callable[[], Recipe]]:
-    """Functions of `m2f_lab.recipes` that make a recipe without arguments, by name."""
-    return {
+    """Functions that make a recipe without arguments, by name: published recipes, then functions of `recipes`."""
+    by_name = {name: functools.partial(recipes.named, name) for name in recipes.names()}
+    return by_name | {
         name: function
         for name, function in inspect.getmembers(recipes, inspect.isfunction)
         if not name.startswith("_")

@@ -4,11 +4,17 @@ A recipe is five frozen dataclasses (model, data, loss, optimization, evaluation
 up elsewhere and nothing is changed on the way: what you read here is what runs. Vary one with `dataclasses.replace`, or
 shorter with `recipe.vary(optimization=dict(max_iterations=1000))`. Published figures are the authors', not ours.
 
+    published("coco", "panoptic", "swin_large")      the recipe of a published checkpoint
+    named("coco_panoptic_swin_large")                the same by name; names() lists them
+    ade20k_swin_tiny(), camvid_small(), …            short names of some, and recipes of our own
+
 Two of the words are names of functions, "package.module:function": the builder of the model and that of the criterion.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import json
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -16,7 +22,10 @@ from pathlib import Path
 
 from m2f_lab.references import is_reference
 
+DATASETS = ("ade20k", "cityscapes", "coco", "mapillary", "folder")  # folder: ADE20K's layout with a classes.txt
 TASKS = ("semantic", "panoptic", "instance")
+SEMANTIC_ORDERS = ("combine_first", "resize_first")
+BATCH_NORMS = ("frozen", "measured", "trained")
 METRICS = {"semantic": "mIoU", "panoptic": "PQ", "instance": "AP"}
 """The figure that the best evaluation of a task is chosen by."""
 
@@ -34,6 +43,7 @@ class ModelConfig:
     backbone: str = "swin_tiny_patch4_window7_224"  # any timm name with a feature pyramid at strides 4, 8, 16, 32
     backbone_options: dict = field(default_factory=dict)  # goes to timm.create_model
     backbone_weights: bool | str | None = None  # True: timm's pretrained weights; a path; None: random
+    batch_norm: str = "frozen"  # of a pretrained backbone; "measured": new statistics, old scales; "trained": both new
     hidden_dim: int = 256  # width of both decoders
     mask_dim: int = 256  # C of the mask features and mask embeddings
     num_queries: int = 100
@@ -59,6 +69,8 @@ class ModelConfig:
                 self.hidden_dim % divisor == 0,
                 f"ModelConfig.hidden_dim = {self.hidden_dim} must be divisible by {what} = {divisor}.",
             )
+        known = BATCH_NORMS
+        _require(self.batch_norm in known, f"ModelConfig.batch_norm must be one of {known}, got {self.batch_norm!r}.")
         rate = self.drop_path_rate
         _require(0 <= rate < 1, f"ModelConfig.drop_path_rate must be in [0, 1), got {rate}.")
 
@@ -73,29 +85,33 @@ _COUNTS = (
 class DataConfig:
     """Data set and the training transforms (paper section 4.1 and appendix)."""
 
-    dataset: str  # "ade20k", "cityscapes", "folder" (ADE20K's layout with a classes.txt), or "module:function"
+    dataset: str  # one of `DATASETS`, or "module:function"
     crop_size: tuple[int, int]  # height, width in pixels
-    shortest_edges: tuple[int, ...]  # resize so that the shortest edge is a random one of these, in pixels
-    longest_edge: int  # but the longest at most this, in pixels
-    scale_range: tuple[float, float] | None = None  # large-scale jitter: fit the image into the crop times this
+    shortest_edges: tuple[int, ...] = ()  # resize so that the shortest edge is a random one of these, in pixels
+    longest_edge: int | None = None  # but the longest at most this, in pixels
+    scale_range: tuple[float, float] | None = None  # large-scale jitter instead: fit the image into the crop times this
     single_category_max_area: float = 1.0  # redraw a crop of which one class covers more than this share
     color_jitter: bool = True  # SSD's brightness, contrast, saturation and hue
     flip: bool = True
     num_workers: int = 4
 
     def __post_init__(self) -> None:
-        known = ("ade20k", "cityscapes", "folder")
         _require(
-            self.dataset in known or is_reference(self.dataset),
-            f'DataConfig.dataset must be one of {known} or "package.module:function", got {self.dataset!r}.',
+            self.dataset in DATASETS or is_reference(self.dataset),
+            f'DataConfig.dataset must be one of {DATASETS} or "package.module:function", got {self.dataset!r}.',
         )
-        smallest = min(*self.crop_size, self.longest_edge)
+        smallest = min(*self.crop_size, 1 if self.longest_edge is None else self.longest_edge)
         _require(
             smallest > 0, f"DataConfig: crop_size {self.crop_size} and longest_edge {self.longest_edge} are pixels."
         )
+        if self.scale_range is not None:
+            low, high = self.scale_range
+            _require(0 < low <= high, f"DataConfig.scale_range must be two positive scales, got {self.scale_range}.")
+            return
         _require(
             bool(self.shortest_edges) and min(self.shortest_edges) > 0,
-            f"DataConfig.shortest_edges must name at least one positive size, got {self.shortest_edges}.",
+            f"DataConfig.shortest_edges must name at least one positive size, got {self.shortest_edges}; only large-"
+            "scale jitter (scale_range) goes without.",
         )
 
 
@@ -114,7 +130,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationConfig:
-    """AdamW with a polynomial schedule (paper section 4.1)."""
+    """AdamW, with a polynomial schedule (paper section 4.1) or one in steps (COCO)."""
 
     max_iterations: int
     batch_size: int = 16  # images per optimiser step, over all processes
@@ -123,6 +139,8 @@ class OptimizationConfig:
     backbone_multiplier: float = 0.1  # learning rate of the backbone, relative
     weight_decay: float = 0.05  # none on norms, embeddings and relative position biases
     poly_power: float = 0.9
+    step_at: tuple[int, ...] = ()  # the rate falls in steps after so many iterations, instead of by the polynomial
+    step_factor: float = 0.1  # to this share of itself at each
     warmup_iterations: int = 0  # linear, from zero
     clip_norm: float = 0.01  # over the whole model
     precision: str = "auto"  # "float32", "bfloat16", "float16"; auto: bfloat16 on GPUs that have it, else float32
@@ -142,6 +160,14 @@ class OptimizationConfig:
             f"OptimizationConfig.batch_size = {self.batch_size} must be a multiple of accumulation_steps = "
             f"{self.accumulation_steps}.",
         )
+        steps = self.step_at
+        _require(
+            list(steps) == sorted(set(steps)) and min(steps, default=1) > 0,
+            f"OptimizationConfig.step_at must be rising positive iterations, got {steps}.",
+        )
+        _require(
+            0 < self.step_factor <= 1, f"OptimizationConfig.step_factor must be in (0, 1], got {self.step_factor}."
+        )
         known = ("auto", "float32", "bfloat16", "float16")
         _require(
             self.precision in known, f"OptimizationConfig.precision must be one of {known}, got {self.precision!r}."
@@ -150,11 +176,39 @@ class OptimizationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Size at which the model sees images when it is measured. Results are compared at the image's own size."""
+    """Inference as it is measured: the size at which the model sees images, and how its queries are combined.
+
+    Results are compared at the image's own size. Defaults are the published ones of semantic models.
+    """
 
     shortest_edge: int | None = None  # pixels; None: the image's own size
     longest_edge: int | None = None
-    top_k: int = 100  # instances per image, those of the highest score
+    semantic_order: str = "combine_first"  # or "resize_first", as the published panoptic and instance models
+    object_mask_threshold: float = 0.8  # panoptic: queries need a larger class probability than this
+    overlap_threshold: float = 0.8  # panoptic: and must win at least this share of their own mask
+    top_k: int = 100  # instance: segments per image, those of the highest score
+    multi_scale_edges: tuple[int, ...] = ()  # semantic: shortest edges of the multi-scale figure, each also mirrored
+    multi_scale_longest_edge: int | None = None
+
+    def __post_init__(self) -> None:
+        orders, order = SEMANTIC_ORDERS, self.semantic_order
+        _require(order in orders, f"EvaluationConfig.semantic_order must be one of {orders}, got {order!r}.")
+        for name in ("object_mask_threshold", "overlap_threshold"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"EvaluationConfig.{name} is a share in [0, 1], got {value}.")
+        sizes = {name: getattr(self, name) for name in ("shortest_edge", "longest_edge", "multi_scale_longest_edge")}
+        for name, value in {**sizes, "top_k": self.top_k}.items():
+            _require(value is None or value > 0, f"EvaluationConfig.{name} must be positive, got {value}.")
+        edges = self.multi_scale_edges
+        _require(all(e > 0 for e in edges), f"EvaluationConfig.multi_scale_edges are pixels, got {edges}.")
+
+    def options(self, task: str) -> dict:
+        """Arguments of the function of this task in `m2f_lab.inference.postprocess`."""
+        return {
+            "semantic": {"order": self.semantic_order},
+            "panoptic": {name: getattr(self, name) for name in ("object_mask_threshold", "overlap_threshold")},
+            "instance": {"top_k": self.top_k},
+        }[task]
 
     @property
     def edges(self) -> dict[str, int | None]:
@@ -234,17 +288,100 @@ def _from_dict(kind: type, values: dict):
     return kind(**built)
 
 
-# Backbones by their timm tags. Pretraining: tiny and small on ImageNet-1k at 224 pixels; base and large on ImageNet-22k
-# at 384 with window 12, as in SSSegmentation. `published` is the official validation mIoU, single scale.
+# Published recipes: `zoo.json` has a line for each checkpoint, with the figures of its authors; its settings follow
+# from the rules below. Backbones by their timm tags: ResNets, tiny and small are pretrained on ImageNet-1k at 224
+# pixels; base and large on ImageNet-22k at 384, with windows of 12; "swin_base_in1k" on ImageNet-1k at 384.
 
 _BACKBONES = {
+    "resnet50": "resnet50.tv_in1k",
+    "resnet101": "resnet101.tv_in1k",
     "swin_tiny": "swin_tiny_patch4_window7_224.ms_in1k",
     "swin_small": "swin_small_patch4_window7_224.ms_in1k",
+    "swin_base_in1k": "swin_base_patch4_window12_384.ms_in1k",
     "swin_base": "swin_base_patch4_window12_384.ms_in22k",
     "swin_large": "swin_large_patch4_window12_384.ms_in22k",
-    "resnet50": "resnet50.tv_in1k",
 }
-_NOTES = "Schedule, crop and queries of the official Mask2Former; SSSegmentation trains for {epochs} epochs instead."
+_CLASSES = {
+    "ade20k": {"semantic": 150, "panoptic": 150, "instance": 100},
+    "cityscapes": {"semantic": 19, "panoptic": 19, "instance": 8},
+    "coco": {"panoptic": 133, "instance": 80},
+    "mapillary": {"semantic": 65, "panoptic": 65},
+}
+
+
+@functools.cache
+def _zoo() -> dict[str, dict]:
+    """Lines of `zoo.json` by the names of their recipes."""
+    rows = json.loads(Path(__file__).with_name("zoo.json").read_text())
+    return {_name(row["dataset"], row["task"], row["backbone"], row["source"]): row for row in rows}
+
+
+def _name(dataset: str, task: str, backbone: str, source: str) -> str:
+    return f"{dataset}_{task}_{backbone}" + ("" if source == "official" else f"_{source}")
+
+
+def names() -> tuple[str, ...]:
+    """Names of the published recipes, by data set, task and source."""
+    return tuple(_zoo())
+
+
+def published(dataset: str, task: str, backbone: str, source: str = "official") -> Recipe:
+    """The recipe of a published checkpoint.
+
+    Args:
+        dataset: "ade20k", "cityscapes", "coco" or "mapillary"
+        task: "semantic", "panoptic" or "instance"
+        backbone: "resnet50", "resnet101", "swin_tiny", "swin_small", "swin_base" or "swin_large"; "swin_base_in1k" is
+            pretrained on the smaller ImageNet
+        source: who trained it: "official", "mmdetection", "mmsegmentation" or "sssegmentation"
+
+    Raises:
+        ValueError: no such checkpoint was published.
+    """
+    return named(_name(dataset, task, backbone, source))
+
+
+def named(name: str) -> Recipe:
+    """The recipe of a published checkpoint by its name, for example "coco_panoptic_swin_large"; `names` lists them.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in _zoo():
+        close = difflib.get_close_matches(name, names(), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "recipes.names() lists them."
+        raise ValueError(f"There is no published recipe {name!r}; {hint}")
+    row = _zoo()[name]
+    dataset, task, backbone = row["dataset"], row["task"], row["backbone"]
+    data, optimization, evaluation = _SETTINGS[dataset](task, backbone)
+    official = Recipe(
+        name=name,
+        task=task,
+        model=_paper_model(dataset, task, backbone),
+        data=data,
+        optimization=optimization,
+        evaluation=replace(evaluation, semantic_order=SEMANTIC_ORDERS[task != "semantic"]),
+        published=dict(row["published"]),
+        notes=f"Trained by {row['source']}: {row['checkpoint']}",
+    )
+    return official.vary(**_DIFFERENCES[row["source"]](official))
+
+
+def _paper_model(dataset: str, task: str, backbone: str) -> ModelConfig:
+    """100 queries, and 200 for Swin-L, but not in semantic segmentation.
+
+    Batch norms are trained over all processes on Cityscapes, and by ResNet-101 on ADE20K; else they stay frozen.
+    """
+    is_resnet = backbone.startswith("resnet")
+    trains_norms = is_resnet and (dataset == "cityscapes" or (dataset, backbone) == ("ade20k", "resnet101"))
+    return ModelConfig(
+        num_classes=_CLASSES[dataset][task],
+        backbone=_BACKBONES[backbone],
+        backbone_weights=True,
+        batch_norm="trained" if trains_norms else "frozen",
+        num_queries=200 if backbone == "swin_large" and task != "semantic" else 100,
+        drop_path_rate=0.0 if is_resnet else 0.3,
+    )
 
 
 def _scales(reference: int) -> tuple[int, ...]:
@@ -252,85 +389,136 @@ def _scales(reference: int) -> tuple[int, ...]:
     return tuple(int(reference * tenth * 0.1) for tenth in range(5, 21))
 
 
-def _ade20k(backbone: str, crop: int, **published: float) -> Recipe:
-    """ADE20K, 150 classes.
+def _quarters(reference: int) -> tuple[int, ...]:
+    """Shortest edges from 0.5 to 1.75 times the reference, in steps of a quarter."""
+    return tuple(reference * quarters // 4 for quarters in range(2, 8))
 
-    Official: 160 000 iterations of 16 images; crop 512 (tiny, small, ResNets) or 640 (base, large); 100 queries.
-    SSSegmentation: 130 epochs of 16 images (164 190 iterations), same crops and queries.
-    """
-    return Recipe(
-        name=f"ade20k_semantic_{backbone}",
-        task="semantic",
-        model=_paper_model(150, backbone),
-        data=DataConfig(dataset="ade20k", crop_size=(crop, crop), shortest_edges=_scales(crop), longest_edge=4 * crop),
-        optimization=OptimizationConfig(max_iterations=160_000),
-        evaluation=EvaluationConfig(shortest_edge=crop, longest_edge=4 * crop),
-        published=published,
-        notes=_NOTES.format(epochs=130),
+
+_Settings = tuple[DataConfig, OptimizationConfig, EvaluationConfig]
+
+
+def _ade20k(task: str, backbone: str) -> _Settings:
+    """160 000 iterations; crops of 512 pixels for semantic ResNets, tiny and small Swins, and of 640 for the others."""
+    small = task == "semantic" and backbone in ("resnet50", "resnet101", "swin_tiny", "swin_small")
+    edge = 512 if small else 640
+    return (
+        DataConfig(dataset="ade20k", crop_size=(edge, edge), shortest_edges=_scales(edge), longest_edge=4 * edge),
+        OptimizationConfig(max_iterations=160_000),
+        EvaluationConfig(
+            shortest_edge=edge, longest_edge=4 * edge,
+            multi_scale_edges=_quarters(edge), multi_scale_longest_edge=7 * edge,
+        ),
+    )  # fmt: skip
+
+
+def _cityscapes(task: str, backbone: str) -> _Settings:
+    """90 000 iterations, crops of 512 × 1024 pixels."""
+    return (
+        DataConfig(dataset="cityscapes", crop_size=(512, 1024), shortest_edges=_scales(1024), longest_edge=4096),
+        OptimizationConfig(max_iterations=90_000),
+        EvaluationConfig(
+            shortest_edge=1024, longest_edge=2048,
+            multi_scale_edges=_quarters(1024), multi_scale_longest_edge=4096,
+        ),
+    )  # fmt: skip
+
+
+def _coco(task: str, backbone: str) -> _Settings:
+    """50 epochs, for Swin-L 100, of large-scale jitter; the rate falls in steps."""
+    times = 2 if backbone == "swin_large" else 1
+    return (
+        DataConfig(dataset="coco", crop_size=(1024, 1024), scale_range=(0.1, 2.0), color_jitter=False),
+        OptimizationConfig(max_iterations=times * 368_750, step_at=(times * 327_778, times * 355_092)),
+        EvaluationConfig(shortest_edge=800, longest_edge=1333),
     )
 
 
-def _cityscapes(backbone: str, **published: float) -> Recipe:
-    """Cityscapes, 19 classes.
-
-    Official: 90 000 iterations of 16 images, crop 512 × 1024, 100 queries.
-    SSSegmentation: 500 epochs of 16 images (93 000 iterations), same crop and queries.
-    """
-    return Recipe(
-        name=f"cityscapes_semantic_{backbone}",
-        task="semantic",
-        model=_paper_model(19, backbone),
-        data=DataConfig(dataset="cityscapes", crop_size=(512, 1024), shortest_edges=_scales(1024), longest_edge=4096),
-        optimization=OptimizationConfig(max_iterations=90_000),
-        evaluation=EvaluationConfig(shortest_edge=1024, longest_edge=2048),
-        published=published,
-        notes=_NOTES.format(epochs=500),
+def _mapillary(task: str, backbone: str) -> _Settings:
+    """300 000 iterations, crops of 1024 pixels; every query with a class takes part in the panoptic result."""
+    return (
+        DataConfig(dataset="mapillary", crop_size=(1024, 1024), shortest_edges=_scales(2048), longest_edge=8192),
+        OptimizationConfig(max_iterations=300_000),
+        EvaluationConfig(shortest_edge=2048, longest_edge=2048, object_mask_threshold=0.0),
     )
 
 
-def _paper_model(num_classes: int, name: str) -> ModelConfig:
-    rate = 0.3 if name.startswith("swin") else 0.0
-    return ModelConfig(num_classes=num_classes, backbone=_BACKBONES[name], backbone_weights=True, drop_path_rate=rate)
+_SETTINGS = {"ade20k": _ade20k, "cityscapes": _cityscapes, "coco": _coco, "mapillary": _mapillary}
+
+# Others trained the same models with small differences.
+
+
+def _none(recipe: Recipe) -> dict:
+    return {}
+
+
+def _mmsegmentation(recipe: Recipe) -> dict:
+    """Crops of one class are drawn again; batch norms measure the new images, but keep their scales."""
+    is_resnet = recipe.model.backbone.startswith("resnet")
+    return dict(
+        model=dict(batch_norm="measured" if is_resnet else "frozen"),
+        data=dict(single_category_max_area=0.75),
+        evaluation=dict(multi_scale_edges=(), multi_scale_longest_edge=None),
+    )
+
+
+def _sssegmentation(recipe: Recipe) -> dict:
+    """Crops of one class are drawn again; 130 epochs of ADE20K, resized around 512 pixels, or 500 of Cityscapes."""
+    on_ade20k = recipe.data.dataset == "ade20k"
+    sizes = dict(shortest_edges=_scales(512), longest_edge=2048) if on_ade20k else {}
+    images, epochs = (20_210, 130) if on_ade20k else (2_975, 500)
+    return dict(
+        data=dict(single_category_max_area=0.75, **sizes),
+        optimization=dict(max_iterations=epochs * (images // recipe.optimization.batch_size)),
+        evaluation=dict(multi_scale_edges=(), multi_scale_longest_edge=None),
+    )
+
+
+_DIFFERENCES = {
+    "official": _none,
+    "mmdetection": _none,  # none that a recipe decides
+    "mmsegmentation": _mmsegmentation,
+    "sssegmentation": _sssegmentation,
+}
 
 
 def ade20k_swin_tiny() -> Recipe:
-    return _ade20k("swin_tiny", crop=512, mIoU=47.7)
+    return published("ade20k", "semantic", "swin_tiny")
 
 
 def ade20k_swin_small() -> Recipe:
-    return _ade20k("swin_small", crop=512, mIoU=51.3)
+    return published("ade20k", "semantic", "swin_small")
 
 
 def ade20k_swin_base() -> Recipe:
-    return _ade20k("swin_base", crop=640, mIoU=53.9, mIoU_SSSegmentation=54.04)
+    return published("ade20k", "semantic", "swin_base")
 
 
 def ade20k_swin_large() -> Recipe:
-    return _ade20k("swin_large", crop=640, mIoU=56.1)
+    return published("ade20k", "semantic", "swin_large")
 
 
 def ade20k_resnet50() -> Recipe:
-    return _ade20k("resnet50", crop=512, mIoU=47.2)
+    return published("ade20k", "semantic", "resnet50")
 
 
 def cityscapes_swin_tiny() -> Recipe:
-    return _cityscapes("swin_tiny", mIoU=82.1)
+    return published("cityscapes", "semantic", "swin_tiny")
 
 
 def cityscapes_swin_small() -> Recipe:
-    return _cityscapes("swin_small", mIoU=82.6)
+    return published("cityscapes", "semantic", "swin_small")
 
 
 def cityscapes_swin_base() -> Recipe:
-    return _cityscapes("swin_base", mIoU=83.3)
+    return published("cityscapes", "semantic", "swin_base")
 
 
 def cityscapes_swin_large() -> Recipe:
-    return _cityscapes("swin_large", mIoU=83.3)
+    return published("cityscapes", "semantic", "swin_large")
 
 
 def cityscapes_resnet50() -> Recipe:
-    return _cityscapes("resnet50", mIoU=79.4)
+    return published("cityscapes", "semantic", "resnet50")
 
 
 _ABLATIONS = {

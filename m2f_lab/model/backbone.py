@@ -27,7 +27,7 @@ class Backbone(nn.Module):
     """Images in, four feature maps out.
 
     Args:
-        config: reads `backbone`, `backbone_options`, `backbone_weights` and `drop_path_rate`.
+        config: reads `backbone`, `backbone_options`, `backbone_weights`, `batch_norm` and `drop_path_rate`.
 
     Attributes:
         channels: of the features at strides 4, 8, 16, 32.
@@ -53,10 +53,10 @@ class Backbone(nn.Module):
             self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in self.channels)
             self.network.norm = nn.Identity()
             replace_blocks(self.network)
-        # Pretrained batch norms stay as they are, as in detectron2: batches are too small to measure them again.
-        self.freeze_batch_norm = bool(config.backbone_weights)
-        for norm in self.frozen_norms():
-            norm.requires_grad_(False)
+        # Pretrained batch norms can stay as they are, as in detectron2: small batches measure badly.
+        self.batch_norm = config.batch_norm if config.backbone_weights else "trained"
+        for norm in self._batch_norms():
+            norm.requires_grad_(self.batch_norm == "trained")
         self._check_pyramid(config.backbone, tuple(level["reduction"] for level in levels))
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -95,14 +95,12 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        for norm in self.frozen_norms():
+        for norm in self._batch_norms() if self.batch_norm == "frozen" else ():
             norm.eval()
         return self
 
-    def frozen_norms(self) -> list[nn.Module]:
-        """The batch norms that keep what they were pretrained with."""
-        modules = self.network.modules() if self.freeze_batch_norm else ()
-        return [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    def _batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     @torch.no_grad()
     def _check_pyramid(self, name: str, strides: tuple[int, ...]) -> None:

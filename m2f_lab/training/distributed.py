@@ -69,9 +69,15 @@ class DistributedContext:
         return received
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
-        """Wrap a model so that gradients are averaged over all processes; a single process gets the model itself."""
+        """Wrap a model so that gradients are averaged over all processes; a single process gets the model itself.
+
+        On GPUs, batch norms measure the whole batch, over all processes; PyTorch cannot do that on CPUs, where each
+        process measures its own images.
+        """
         if self.size == 1:
             return model
+        if self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return DistributedDataParallel(
             model,
             device_ids=[self.device] if self.device.type == "cuda" else None,

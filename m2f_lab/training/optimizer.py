@@ -82,9 +82,12 @@ def learning_rate_factor(iteration: int, config: OptimizationConfig) -> float:
         iteration: steps taken before this one, 0…max_iterations - 1.
 
     Returns:
-        A linear rise to 1 over the warm-up, times (1 - iteration / max_iterations) ^ poly_power.
+        A linear rise to 1 over the warm-up, times (1 - iteration / max_iterations) ^ poly_power; or, if the config has
+        `step_at`, times step_factor for each of these that is reached.
     """
     rise = min(1.0, (iteration + 1) / config.warmup_iterations) if config.warmup_iterations else 1.0
+    if config.step_at:
+        return rise * config.step_factor ** sum(iteration >= at for at in config.step_at)
     return rise * (1 - iteration / config.max_iterations) ** config.poly_power
 
 

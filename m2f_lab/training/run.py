@@ -24,6 +24,7 @@ from m2f_lab.weights import Builder, load_model
 # Fields that may change when a run continues: none of them reaches the weights.
 _FREE = {
     "name", "notes", "published", "data.num_workers",
+    "evaluation.multi_scale_edges", "evaluation.multi_scale_longest_edge",
     "optimization.evaluate_every", "optimization.checkpoint_every", "optimization.log_every",
 }  # fmt: skip
 
