@@ -65,7 +65,11 @@ class InstanceMeasure:
         return sample.segments is not None
 
     def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
-        return (predict(model, image, "instance", classes=self.classes, top_k=self.config.top_k, **self.config.edges),)
+        return (
+            predict(
+                model, image, "instance", classes=self.classes, **self.config.options("instance"), **self.config.edges
+            ),
+        )
 
     def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
         self.evaluators[0].update(predictions[0], sample.segments, image=number)
@@ -94,10 +98,11 @@ class PanopticMeasure:
 
     def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
         output, size, things = look(model, image, **self.config.edges), image.shape[:2], self.classes.things
+        options = self.config.options
         return (
-            postprocess.panoptic(output, size=size, things=things),
-            postprocess.instance(output, size=size, things=things, top_k=self.config.top_k),
-            postprocess.semantic(output, size=size, order="resize_first"),
+            postprocess.panoptic(output, size=size, things=things, **options("panoptic")),
+            postprocess.instance(output, size=size, things=things, **options("instance")),
+            postprocess.semantic(output, size=size, **options("semantic")),
         )
 
     def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
