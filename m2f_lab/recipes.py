@@ -293,6 +293,8 @@ def _from_dict(kind: type, values: dict):
 # Published recipes: `zoo.json` has a line for each checkpoint, with the figures of its authors; its settings follow
 # from the rules below. Backbones by their timm tags: ResNets, tiny and small are pretrained on ImageNet-1k at 224
 # pixels; base and large on ImageNet-22k at 384, with windows of 12; "swin_base_in1k" on ImageNet-1k at 384.
+# Of the figures, mIoU is that of a single scale and mIoU_ms_flip that of several and their mirror images; AP_pan and
+# mIoU_pan are those of a panoptic model.
 
 _BACKBONES = {
     "resnet50": "resnet50.tv_in1k",
@@ -362,7 +364,7 @@ def named(name: str) -> Recipe:
         model=_paper_model(dataset, task, backbone),
         data=data,
         optimization=optimization,
-        evaluation=replace(evaluation, semantic_order=SEMANTIC_ORDERS[task != "semantic"]),
+        evaluation=replace(evaluation, semantic_order="combine_first" if task == "semantic" else "resize_first"),
         published=dict(row["published"]),
         notes=f"Trained by {row['source']}: {row['checkpoint']}",
     )
