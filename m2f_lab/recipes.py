@@ -201,8 +201,19 @@ class EvaluationConfig:
         sizes = {name: getattr(self, name) for name in ("shortest_edge", "longest_edge", "multi_scale_longest_edge")}
         for name, value in {**sizes, "top_k": self.top_k}.items():
             _require(value is None or value > 0, f"EvaluationConfig.{name} must be positive, got {value}.")
+        _require(
+            self.tile is None or (len(self.tile) == 2 and min(self.tile) > 0),
+            f"EvaluationConfig.tile is a height and a width in pixels, got {self.tile}.",
+        )
+        overlap = self.tile_overlap
+        _require(0 <= overlap < 1, f"EvaluationConfig.tile_overlap is a share in [0, 1), got {overlap}.")
         edges = self.multi_scale_edges
         _require(all(e > 0 for e in edges), f"EvaluationConfig.multi_scale_edges are pixels, got {edges}.")
+
+    @property
+    def tiles(self) -> dict:
+        """Arguments of `predict` for tiles; none where images are seen whole."""
+        return {} if self.tile is None else {"tile": self.tile, "tile_overlap": self.tile_overlap}
 
     def options(self, task: str) -> dict:
         """Arguments of the function of this task in `m2f_lab.inference.postprocess`."""

@@ -253,9 +253,9 @@ def test_only_the_tiles_in_use_are_kept(monkeypatch):
     alive, most = weakref.WeakSet(), 0
     original = postprocess.semantic_rows
 
-    def watched(output: Output) -> Rows:
+    def watched(output: Output, **options) -> Rows:
         nonlocal most
-        alive.add(rows := original(output))
+        alive.add(rows := original(output, **options))
         most = max(most, len(alive))
         return rows
 
@@ -325,7 +325,9 @@ def test_the_wrong_task_or_option_is_refused(model):
     pixels = random_image(20, 20)
     with pytest.raises(ValueError, match=r"task must be one of .*'instance'.*got 'depth'"):
         predict(model, pixels, "depth")
-    for option in (dict(tile=32), dict(flip=True), dict(scales=(0.5, 1)), dict(return_scores=True)):
+    with pytest.raises(ValueError, match='tile is an option of task="semantic"; task="panoptic" takes'):
+        predict(model, pixels, "panoptic", classes=CLASSES, tile=32)
+    for option in (dict(flip=True), dict(scales=(0.5, 1)), dict(return_scores=True), dict(order="resize_first")):
         for task in ("panoptic", "instance"):
             with pytest.raises(ValueError, match=f'{next(iter(option))} is an option of task="semantic"'):
                 predict(model, pixels, task, classes=CLASSES, **option)

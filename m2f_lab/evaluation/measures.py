@@ -45,7 +45,7 @@ class SemanticMeasure:
         return sample.label_map is not None
 
     def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
-        return (predict(model, image, "semantic", classes=self.classes, **self.config.edges),)
+        return (_predicted("semantic", model, image, self.classes, self.config),)
 
     def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
         self.evaluators[0].update(predictions[0], sample.label_map)
@@ -65,11 +65,7 @@ class InstanceMeasure:
         return sample.segments is not None
 
     def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
-        return (
-            predict(
-                model, image, "instance", classes=self.classes, **self.config.options("instance"), **self.config.edges
-            ),
-        )
+        return (_predicted("instance", model, image, self.classes, self.config),)
 
     def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
         self.evaluators[0].update(predictions[0], sample.segments, image=number)
@@ -85,6 +81,8 @@ class PanopticMeasure:
     """
 
     def __init__(self, classes: Classes, config: EvaluationConfig) -> None:
+        if config.tile is not None:
+            raise ValueError("evaluation.tile is for semantic and instance segmentation; panoptic sees images whole.")
         self.classes, self.config = classes, config
         count, names = len(classes), classes.names
         self.evaluators = (
@@ -126,6 +124,10 @@ class PanopticMeasure:
 
 
 MEASURES = {"semantic": SemanticMeasure, "panoptic": PanopticMeasure, "instance": InstanceMeasure}
+
+
+def _predicted(task: str, model: Model, image: np.ndarray, classes: Classes, config: EvaluationConfig) -> Prediction:
+    return predict(model, image, task, classes=classes, **config.edges, **config.tiles, **config.options(task))
 
 
 def numbered_from_one(segments: Segments) -> tuple[np.ndarray, dict[int, int], list[int]]:

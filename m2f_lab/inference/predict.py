@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from m2f_lab.data import Classes
 from m2f_lab.inference import postprocess
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
+from m2f_lab.inference.instance_tiles import tiled_instances
 from m2f_lab.inference.rows import Rows, average
 from m2f_lab.inference.tiles import tiled
 from m2f_lab.ops import to_device
@@ -28,9 +29,9 @@ Model = Callable[[Tensor], Output]
 
 # Which option belongs to which task; predict refuses the others instead of ignoring them.
 _OPTIONS = {
-    "semantic": ("tile", "tile_overlap", "flip", "scales", "return_scores"),
+    "semantic": ("tile", "tile_overlap", "order", "flip", "scales", "return_scores"),
     "panoptic": ("object_mask_threshold", "overlap_threshold"),
-    "instance": ("top_k", "score_threshold"),
+    "instance": ("tile", "tile_overlap", "top_k", "score_threshold"),
 }
 
 
@@ -44,6 +45,7 @@ def predict(
     longest_edge: int | None = None,
     tile: int | tuple[int, int] | None = None,
     tile_overlap: float | None = None,
+    order: str = "combine_first",
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
     return_scores: bool = False,
@@ -66,9 +68,10 @@ def predict(
         shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized
         longest_edge: but to no more than this, in pixels
 
-        tile: semantic only. Height and width in pixels (or one number for both) of overlapping tiles, for images
-            that are too large at once
-        tile_overlap: semantic only, with `tile`. The share of a tile that overlaps its neighbour, 0.25 by default
+        tile: semantic and instance. Height and width in pixels (or one number for both) of overlapping tiles of the
+            resized image, for images that are too large at once
+        tile_overlap: with `tile`. The share of a tile that overlaps its neighbour, 0.25 by default
+        order: semantic only. "combine_first" or "resize_first"; see `postprocess.semantic`
         flip: semantic only. Average with the prediction for the mirrored image
         scales: semantic only. Average over the image at these sizes, relative to what `shortest_edge` and
             `longest_edge` give
@@ -87,6 +90,7 @@ def predict(
     given = {
         "tile": tile,
         "tile_overlap": tile_overlap,
+        "order": None if order == "combine_first" else order,
         "flip": flip or None,
         "scales": None if tuple(scales) == (1.0,) else scales,
         "return_scores": return_scores or None,
@@ -117,27 +121,45 @@ def predict(
     with evaluating(model), torch.inference_mode():
         if task == "semantic":
             views = [
-                _view(run, seen_at(scale), size, mirrored, tile, tile_overlap)
+                _view(run, seen_at(scale), size, mirrored, tile, tile_overlap, order)
                 for scale in scales
                 for mirrored in ((False, True) if flip else (False,))
             ]
             return postprocess.read_prediction(average(views), return_scores=return_scores)
         if task == "panoptic":
             return postprocess.panoptic(run(seen_at(1.0)), size=size, things=_things(classes), **options)
-        things = None if classes is None else classes.things
-        return postprocess.instance(run(seen_at(1.0)), size=size, things=things, **options)
+        chosen = {name: value for name, value in options.items() if name in ("top_k", "score_threshold")}
+        chosen["things"] = None if classes is None else classes.things
+        if tile is None:
+            return postprocess.instance(run(seen_at(1.0)), size=size, **chosen)
+
+        seen = fitted_size(size, shortest_edge, longest_edge)
+
+        def of_part(part: np.ndarray) -> Prediction:
+            height, width = (max(1, round(p * s / full)) for p, s, full in zip(part.shape, seen, size, strict=False))
+            output = run(seen_as(model, part, (height, width)))
+            return postprocess.instance(output, size=part.shape[:2], **chosen)
+
+        edges = tuple(max(1, round(t * full / s)) for t, s, full in zip(tile, seen, size, strict=True))
+        return tiled_instances(of_part, pixels, edges, tile_overlap, chosen.get("top_k", 100))
 
 
 def _view(
-    run: Model, image: Tensor, size: tuple[int, int], mirrored: bool, tile: tuple[int, int] | None, overlap: float
+    run: Model,
+    image: Tensor,
+    size: tuple[int, int],
+    mirrored: bool,
+    tile: tuple[int, int] | None,
+    overlap: float,
+    order: str,
 ) -> Rows:
     """Class scores for one look at the image: at one scale, mirrored or not. [1, 3, h, w] → [K, *size]"""
     if mirrored:
         image = image.flip(-1)
     if tile is None:
-        scores = postprocess.semantic_rows(run(image))
+        scores = postprocess.semantic_rows(run(image), order=order)
     else:
-        scores = tiled(lambda part: postprocess.semantic_rows(run(part)), image, tile, overlap)
+        scores = tiled(lambda part: postprocess.semantic_rows(run(part), order=order), image, tile, overlap)
     scores = scores.resized(size)
     return scores.mirrored() if mirrored else scores
 
@@ -168,7 +190,12 @@ def seen_by(
     scale: float = 1.0,
 ) -> Tensor:
     """The image as the model sees it: at its size, on its device. uint8 [H, W, 3] → [1, 3, h, w]"""
-    seen = resize_image(image, fitted_size(image.shape[:2], shortest_edge, longest_edge, scale))
+    return seen_as(model, image, fitted_size(image.shape[:2], shortest_edge, longest_edge, scale))
+
+
+def seen_as(model: Model, image: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """The image as the model sees it at a size. uint8 [H, W, 3] → [1, 3, *size]"""
+    seen = resize_image(image, size)
     (seen,) = to_device([torch.from_numpy(np.array(seen))], device_of(model))
     return seen.permute(2, 0, 1)[None].contiguous()
 
