@@ -128,20 +128,32 @@ def predict(
             return postprocess.read_prediction(average(views), return_scores=return_scores)
         if task == "panoptic":
             return postprocess.panoptic(run(seen_at(1.0)), size=size, things=_things(classes), **options)
-        chosen = {name: value for name, value in options.items() if name in ("top_k", "score_threshold")}
+        chosen = {name: value for name, value in options.items() if name not in ("tile", "tile_overlap")}
         chosen["things"] = None if classes is None else classes.things
-        if tile is None:
-            return postprocess.instance(run(seen_at(1.0)), size=size, **chosen)
-
         seen = fitted_size(size, shortest_edge, longest_edge)
+        return _instances(run, model, pixels, seen, tile, tile_overlap, chosen)
 
-        def of_part(part: np.ndarray) -> Prediction:
-            height, width = (max(1, round(p * s / full)) for p, s, full in zip(part.shape, seen, size, strict=False))
-            output = run(seen_as(model, part, (height, width)))
-            return postprocess.instance(output, size=part.shape[:2], **chosen)
 
-        edges = tuple(max(1, round(t * full / s)) for t, s, full in zip(tile, seen, size, strict=True))
-        return tiled_instances(of_part, pixels, edges, tile_overlap, chosen.get("top_k", 100))
+def _instances(
+    run: Model,
+    model: Model,
+    pixels: np.ndarray,
+    seen: tuple[int, int],
+    tile: tuple[int, int] | None,
+    overlap: float,
+    options: dict,
+) -> Prediction:
+    """Instances of an image that the model sees at the size `seen`, whole or in tiles."""
+    size = pixels.shape[:2]
+
+    def of_part(part: np.ndarray) -> Prediction:
+        part_seen = tuple(max(1, round(p * s / full)) for p, s, full in zip(part.shape, seen, size, strict=False))
+        return postprocess.instance(run(seen_as(model, part, part_seen)), size=part.shape[:2], **options)
+
+    if tile is None:
+        return of_part(pixels)
+    edges = tuple(max(1, round(t * full / s)) for t, s, full in zip(tile, seen, size, strict=True))
+    return tiled_instances(of_part, pixels, edges, overlap, options.get("top_k", 100))
 
 
 def _view(
