@@ -33,6 +33,7 @@ _OPTIONS = {
     "panoptic": ("object_mask_threshold", "overlap_threshold"),
     "instance": ("tile", "tile_overlap", "top_k", "score_threshold"),
 }
+_DEFAULTS = {"order": "combine_first", "flip": False, "scales": (1.0,), "return_scores": False}  # of others: None
 
 
 def predict(
@@ -87,20 +88,11 @@ def predict(
         ValueError: the file is no image, the array of the wrong type or shape, the task is unknown or has no such
             option, or classes and model do not fit.
     """
-    given = {
-        "tile": tile,
-        "tile_overlap": tile_overlap,
-        "order": None if order == "combine_first" else order,
-        "flip": flip or None,
-        "scales": None if tuple(scales) == (1.0,) else scales,
-        "return_scores": return_scores or None,
-        "object_mask_threshold": object_mask_threshold,
-        "overlap_threshold": overlap_threshold,
-        "top_k": top_k,
-        "score_threshold": score_threshold,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
-    _check_options(task, options)
+    options = _checked_options(
+        task, tile=tile, tile_overlap=tile_overlap, order=order, flip=flip, scales=tuple(scales),
+        return_scores=return_scores, object_mask_threshold=object_mask_threshold, overlap_threshold=overlap_threshold,
+        top_k=top_k, score_threshold=score_threshold,
+    )  # fmt: skip
     tile, tile_overlap = _checked_tile(tile, tile_overlap)
     pixels = as_rgb(image)
     size = (pixels.shape[0], pixels.shape[1])
@@ -231,7 +223,9 @@ def device_of(model: Model) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _check_options(task: str, options: dict) -> None:
+def _checked_options(task: str, **given) -> dict:
+    """Options that were given, that is, differ from their default; all of them belong to the task."""
+    options = {name: value for name, value in given.items() if value != _DEFAULTS.get(name)}
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {task!r}.")
     for name in options:
@@ -241,6 +235,7 @@ def _check_options(task: str, options: dict) -> None:
     scales = tuple(options.get("scales", (1.0,)))
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be one or more positive numbers, got {scales}.")
+    return options
 
 
 def _checked_tile(tile: int | tuple[int, int] | None, overlap: float | None) -> tuple[tuple[int, int] | None, float]:
