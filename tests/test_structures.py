@@ -104,3 +104,51 @@ def test_malformed_targets_are_refused(arguments, message):
 def test_an_unknown_segment_number_is_named():
     with pytest.raises(ValueError, match=r"\[3\].*only 2 labels"):
         Target.from_id_map(torch.tensor([[0, 1, 3]]), torch.tensor([5, 6]))
+
+
+def test_packed_masks_act_as_the_array():
+    dense = np.random.default_rng(0).random((5, 7, 13)) < 0.4
+    masks = PackedMasks.empty(5, (7, 13))
+    assert masks.bits.nbytes == 5 * 7 * 2
+    assert not masks.any()
+    for number, mask in enumerate(dense):
+        masks[number] = mask
+    assert (masks.shape, masks.dtype, masks.ndim, len(masks)) == ((5, 7, 13), np.dtype(bool), 3, 5)
+    np.testing.assert_array_equal(np.asarray(masks), dense)
+    np.testing.assert_array_equal(list(masks), dense)
+    flags = np.array([True, False, True, False, False])
+    for index in (2, -1, slice(1, 4), [3, 0], flags, (1, 3), (slice(None), 2), (0, slice(2, 5), slice(None, None, 2)), ...):
+        np.testing.assert_array_equal(masks[index], dense[index])
+    np.testing.assert_array_equal(masks == dense, np.ones_like(dense))
+    np.testing.assert_array_equal(~masks & True, ~dense)
+    np.testing.assert_array_equal(masks.sum((1, 2)), dense.sum((1, 2)))
+    np.testing.assert_array_equal(masks.astype(np.float32).max(0), dense.max(0))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(masks))[4], dense[4])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_post_processing_of_a_street_takes_less_than_200_megabytes(task):
+    """100 queries, 19 classes, 1024 × 2048 pixels, in a process of its own; the result is part of it."""
+    source = f"""
+import torch
+from m2f_lab.inference import postprocess
+from m2f_lab.structures import MaskLogits, Output
+
+torch.manual_seed(0)
+size = (1024, 2048)
+masks = MaskLogits(torch.randn(1, 100, 256), torch.randn(1, 256, 256, 512) / 4)
+output = Output([3 * torch.randn(1, 100, 20)], [masks], size, size)
+options = dict(things=range(11, 19)) if "{task}" == "panoptic" else {{}}
+
+def read(field):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1]) / 1000
+
+postprocess.{task}(output, size=(64, 128), **options)
+open("/proc/self/clear_refs", "w").write("5")
+before = read("VmRSS")
+result = postprocess.{task}(output, **options)
+print(read("VmHWM") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 200

@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 from m2f_lab.inference.tiles import tile_starts
-from m2f_lab.structures import Prediction, Segment
+from m2f_lab.structures import PackedMasks, Prediction, Segment
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,11 @@ def tiled_instances(
                     found.append(instance)
     found.sort(key=lambda instance: -instance.segment.score)
     kept = list(_without_doubles(found, size))[:top_k]
-    masks = np.zeros((len(kept), *size), bool)
-    for mask, instance in zip(masks, kept, strict=True):
+    masks = PackedMasks.empty(len(kept), size)
+    for number, instance in enumerate(kept):
+        mask = np.zeros(size, bool)
         mask[instance.place] = instance.mask
+        masks[number] = mask
     segments = tuple(replace(instance.segment, id=number) for number, instance in enumerate(kept, start=1))
     return Prediction("instance", masks=masks, segments=segments)
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from m2f_lab.inference.rows import Rows
-from m2f_lab.structures import IGNORE, Output, Prediction, Segment
+from m2f_lab.structures import IGNORE, Output, PackedMasks, Prediction, Segment
 
 ORDERS = ("combine_first", "resize_first")
 
@@ -199,7 +200,7 @@ def instance(
         score_threshold: leave out segments below this score
 
     Returns:
-        A Prediction with `masks` bool [N, H, W] and its `segments`, best first. Their score is class probability
+        A Prediction with `masks` [N, H, W] and its `segments`, best first. Their score is class probability
         × mean mask probability inside the mask.
     """
     if top_k < 1:
@@ -207,20 +208,23 @@ def instance(
     size = _checked_size(output, size)
     class_scores = _class_probabilities(output, index)[:, :-1].flatten()  # (Q * K,)
     scores, pairs = class_scores.topk(min(top_k, len(class_scores)))
+    hopeful = scores >= score_threshold  # the quality of its mask can only lower a score
+    scores, pairs = scores[hopeful], pairs[hopeful]
     queries, labels = pairs // output.num_classes, pairs % output.num_classes
     if things is not None:
         is_thing = torch.isin(labels, torch.tensor(sorted(things), dtype=labels.dtype, device=labels.device))
         scores, queries, labels = scores[is_thing], queries[is_thing], labels[is_thing]
     chosen, which = queries.unique(return_inverse=True)  # a query with two classes has one mask
 
-    masks = torch.empty(len(chosen), *size, dtype=torch.bool, device=scores.device)
+    bits = torch.empty(len(chosen), size[0], -(-size[1] // 8), dtype=torch.uint8, device=scores.device)
     area = torch.zeros(len(chosen), dtype=torch.int64, device=scores.device)
     total = torch.zeros(len(chosen), device=scores.device)  # of the mask probabilities inside the mask
     if len(chosen):
         for rows, strip in mask_rows(output, index, chosen).resized(size).strips(rows_per_strip):
-            masks[:, rows] = strip > 0
-            area += masks[:, rows].sum((1, 2))
-            total += (strip.sigmoid() * masks[:, rows]).sum((1, 2))
+            inside = strip > 0
+            bits[:, rows] = _packed(inside)
+            area += inside.sum((1, 2))
+            total += (strip.sigmoid() * inside).sum((1, 2))
     scores = scores * (total / (area + 1e-6))[which]
 
     best_first = scores.argsort(descending=True, stable=True)
@@ -233,7 +237,14 @@ def instance(
             zip(*(c.tolist() for c in columns), strict=True), start=1
         )
     )
-    return Prediction("instance", masks=_numpy(masks)[_numpy(which)], segments=segments)
+    return Prediction("instance", masks=PackedMasks(_numpy(bits[which]), size[1]), segments=segments)
+
+
+def _packed(masks: Tensor) -> Tensor:
+    """Eight pixels to a byte, the first in the highest bit. bool [N, h, W] → uint8 [N, h, ⌈W / 8⌉]"""
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
+    eights = F.pad(masks, (0, -masks.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (eights * weights).sum(-1, dtype=torch.uint8)
 
 
 def _class_probabilities(output: Output, index: int) -> Tensor:
