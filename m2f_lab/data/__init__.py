@@ -15,10 +15,12 @@ from pathlib import Path
 from m2f_lab.data.ade20k import open_ade20k
 from m2f_lab.data.audit import AuditReport, audit
 from m2f_lab.data.cityscapes import open_cityscapes, split_instance_ids
+from m2f_lab.data.coco import open_coco
 from m2f_lab.data.colors import colorize, distinct_colors, overlay
 from m2f_lab.data.dataset import Classes, DataError, Dataset, Sample, SegmentDataset, read_image, read_label
 from m2f_lab.data.folder import open_folder
 from m2f_lab.data.loading import Batch, training_batches, transfer_ahead
+from m2f_lab.data.mapillary import open_mapillary
 from m2f_lab.data.segments import Segments
 from m2f_lab.data.transforms import TrainingTransform, resized_size
 from m2f_lab.references import is_reference, resolve
@@ -46,16 +48,22 @@ __all__ = [
     "transfer_ahead",
 ]
 
-_READERS = {"ade20k": open_ade20k, "cityscapes": open_cityscapes, "folder": open_folder}
+_READERS = {
+    "ade20k": open_ade20k,
+    "cityscapes": open_cityscapes,
+    "coco": open_coco,
+    "mapillary": open_mapillary,
+    "folder": open_folder,
+}
 
 
 def open_dataset(name: str, root: str | Path, split: str, *, strict: bool = True, task: str = "semantic") -> Dataset:
     """Open a data set.
 
     Args:
-        name: "ade20k", "cityscapes", "folder" for your own images in ADE20K's layout with a classes.txt, or
-            "package.module:function" for a reader of your own: (root, split) → Dataset, which may also take strict and
-            task
+        name: "ade20k", "cityscapes", "coco", "mapillary", "folder" for your own images in ADE20K's layout with a
+            classes.txt, or "package.module:function" for a reader of your own: (root, split) → Dataset, which may also
+            take strict and task
         root: the data set's folder; data/README.md shows the layouts
         split: "train" or "val"
         strict: refuse images without labels now rather than when their turn comes. False is for `audit`.

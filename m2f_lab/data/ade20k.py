@@ -2,6 +2,8 @@
 
     root/images/training/ADE_train_00000001.jpg         20 210 images; validation/ADE_val_….jpg: 2 000
     root/annotations/training/ADE_train_00000001.png    0 is "other" and ignored, 1…150 are the classes
+    root/annotations_instance/training/….png            red is the class, 1…100 among the things; green the instance
+    root/ade20k_panoptic_train.json, and _train/….png   see `coco`; …_val
 
 Source: Zhou et al., "Scene parsing through ADE20K dataset", CVPR 2017. Colours are those of the published pictures
 (road and skyscraper share one); things and stuff are told apart as in the panoptic challenge.
@@ -9,17 +11,66 @@ Source: Zhou et al., "Scene parsing through ADE20K dataset", CVPR 2017. Colours 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from m2f_lab.data.dataset import Dataset
+import numpy as np
+
+from m2f_lab.data.coco import open_panoptic, things_of
+from m2f_lab.data.dataset import DataError, Dataset, SegmentDataset, abbreviate, check_layout, check_pairs, read_image
 from m2f_lab.data.folder import open_layout, parse_classes
+from m2f_lab.data.segments import Segments
+
+_FOLDERS = {"train": "training", "val": "validation"}
 
 
-def open_ade20k(root: str | Path, split: str, strict: bool = True) -> Dataset:
+@dataclass(frozen=True)
+class ADE20KInstances(SegmentDataset):
+    """Images with things; `label_paths` are those of annotations_instance."""
+
+    def segments(self, index: int) -> Segments:
+        path = self.label_paths[index]
+        kinds, numbers, _ = np.moveaxis(read_image(path), -1, 0)
+        pairs = np.unique(np.stack([numbers, kinds], -1)[numbers > 0], axis=0).tolist()
+        ids = [number for number, _ in pairs]
+        unknown = sorted({kind for _, kind in pairs} - set(self.train_ids))
+        if unknown:
+            raise DataError(f"{path} holds the class ids {abbreviate(unknown)}; things are 1…{len(self.classes)}.")
+        if len(set(ids)) < len(ids):
+            twice = next(number for number in ids if ids.count(number) > 1)
+            kinds = [kind for number, kind in pairs if number == twice]
+            raise DataError(f"{path}: instance {twice} has pixels of the class ids {abbreviate(kinds)}, expected one.")
+        return Segments.from_id_map(numbers, ids, [self.train_ids[kind] for _, kind in pairs])
+
+
+def open_ade20k(root: str | Path, split: str, strict: bool = True, task: str = "semantic") -> Dataset:
     """Open ADEChallengeData2016, or the folder that holds it. For arguments and errors see `open_dataset`."""
     root = Path(root).expanduser()
     inner = root / "ADEChallengeData2016"
-    return open_layout("ade20k", inner if inner.is_dir() else root, split, CLASSES, strict)
+    root = inner if inner.is_dir() else root
+    if task == "semantic":
+        return open_layout("ade20k", root, split, CLASSES, strict)
+    found = open_layout("ade20k", root, split, CLASSES, strict, has_labels=False)
+    images = root / "images" / _FOLDERS[split]
+    if task == "panoptic":
+        source = root / f"ade20k_panoptic_{split}.json"
+        options = {"split": split, "name": "ade20k", "root": root, "classes": CLASSES, "strict": strict}
+        return open_panoptic(images, source, source.with_suffix(""), **options)
+    labels = root / "annotations_instance" / _FOLDERS[split]
+    layout = f"  {images}/*.jpg\n  {labels}/*.png with the same names; red is the class, green the instance"
+    check_layout("instances of ade20k", root, [labels], layout)
+    pairs = [(image, labels / f"{image.stem}.png") for image in found.image_paths]
+    check_pairs(f"ade20k {split} split", pairs, images, strict)
+    things = things_of(CLASSES)
+    return ADE20KInstances(
+        name="ade20k",
+        root=root,
+        split=split,
+        classes=things,
+        image_paths=found.image_paths,
+        label_paths=tuple(label for _, label in pairs),
+        train_ids={label + 1: label for label in range(len(things))},
+    )
 
 
 # As in a classes.txt: line n is the class with id n in the labels.
