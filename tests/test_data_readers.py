@@ -255,7 +255,7 @@ def test_label_in_colors(tmp_path: Path) -> None:
         read_label(path)
 
 
-@pytest.mark.parametrize(("name", "split"), [("coco", "train"), ("ade20k", "training"), ("cityscapes", "test")])
+@pytest.mark.parametrize(("name", "split"), [("voc", "train"), ("ade20k", "training"), ("cityscapes", "test")])
 def test_unknown_name_or_split(tmp_path: Path, name: str, split: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}'|'{split}'"):
         open_dataset(name, tmp_path, split)

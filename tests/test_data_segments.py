@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from small_data import picture, write
 
-from m2f_lab.data import DataError, ade20k, open_dataset
+from m2f_lab.data import DataError, Segments, ade20k, open_dataset
 from m2f_lab.data.coco import open_instances, open_panoptic, panoptic_picture, segment_ids
-from m2f_lab.evaluation import PanopticEvaluator, SemanticEvaluator
+from m2f_lab.evaluation import InstanceEvaluator, PanopticEvaluator, SemanticEvaluator
+from m2f_lab.structures import IGNORE, Prediction, Segment
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COCO = DATA / "coco_panoptic_sample"
@@ -46,16 +47,25 @@ def dump(path: Path, annotations: list[dict], categories: list[dict] = CATEGORIE
 
 def assert_perfect_against_itself(dataset) -> None:
     panoptic = PanopticEvaluator(len(dataset.classes), dataset.classes.things)
-    semantic = SemanticEvaluator(len(dataset.classes))
+    semantic, instance = SemanticEvaluator(len(dataset.classes)), InstanceEvaluator(len(dataset.classes))
     for sample in dataset:
         found = sample.segments
         truth = dict(enumerate(found.labels.tolist(), start=1))
         singles = {number: label for number, label in truth.items() if not found.crowd[number - 1]}
         prediction = np.where(np.isin(found.id_map + 1, list(singles)), found.id_map + 1, 0)
         panoptic.update((prediction, singles), found.id_map + 1, truth, set(truth) - set(singles))
-        semantic.update(sample.label_map, sample.label_map)
+        semantic.update(np.where(sample.label_map == IGNORE, 0, sample.label_map), sample.label_map)
+        instance.update(as_prediction(found), found)
     assert panoptic.result()["PQ"] == 100
     assert semantic.result()["mIoU"] == 100
+    assert instance.result()["AP"] == pytest.approx(100)
+
+
+def as_prediction(truth: Segments) -> Prediction:
+    """What a perfect model says of each segment that is no crowd."""
+    singles = np.flatnonzero(~truth.crowd).tolist()
+    segments = [Segment(n + 1, int(truth.labels[n]), True, 1.0, n, int(truth.areas[n])) for n in singles]
+    return Prediction("instance", masks=truth.masks()[singles], segments=tuple(segments))
 
 
 def test_ids_survive_the_picture():
@@ -186,5 +196,9 @@ def test_the_two_images_of_coco_load_and_match_themselves():
     assert len(panoptic.classes) == 133
     assert_perfect_against_itself(panoptic)
     instances = open_instances(images, COCO / "panoptic_coco_detection_format.json", split="val")
+    evaluator = InstanceEvaluator(len(instances.classes))
+    for sample in instances:
+        evaluator.update(as_prediction(sample.segments), sample.segments)
+    assert evaluator.result()["AP"] == pytest.approx(100)
     for sample, other in zip(panoptic, instances, strict=True):
         assert sorted(sample.segments.areas.tolist()) == sorted(other.segments.areas.tolist())

@@ -191,11 +191,15 @@ def test_maps_that_cannot_be_compared_are_refused():
     assert not evaluator.matrix.any(), "what was refused was not counted"
 
 
-def test_nothing_to_evaluate_is_an_error_not_a_nan():
+def test_nothing_to_evaluate_has_no_figure():
+    """A run whose validation images are unlabelled goes on; a NaN would not be JSON."""
     evaluator = SemanticEvaluator(3)
     evaluator.update(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))
-    with pytest.raises(ValueError, match="1 images without one labelled pixel"):
-        evaluator.result()
+    result = evaluator.result()
+    assert [result[name] for name in ("mIoU", "fwIoU", "mACC", "pACC")] == [None] * 4
+    assert [c["IoU"] for c in result["classes"]] == [None] * 3
+    assert "mIoU –" in format_table(result)
+    json.dumps(result, allow_nan=False)
 
 
 def test_impossible_numbers_of_classes_are_refused():

@@ -1,10 +1,16 @@
 """Factored masks give what multiplied-out masks give; targets are the same in both forms."""
 
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from m2f_lab.structures import IGNORE, MaskLogits, Target, sample_points
+from m2f_lab.structures import IGNORE, MaskLogits, PackedMasks, Target, sample_points
 
 
 @pytest.fixture
@@ -117,7 +123,17 @@ def test_packed_masks_act_as_the_array():
     np.testing.assert_array_equal(np.asarray(masks), dense)
     np.testing.assert_array_equal(list(masks), dense)
     flags = np.array([True, False, True, False, False])
-    for index in (2, -1, slice(1, 4), [3, 0], flags, (1, 3), (slice(None), 2), (0, slice(2, 5), slice(None, None, 2)), ...):
+    for index in (
+        2,
+        -1,
+        slice(1, 4),
+        [3, 0],
+        flags,
+        (1, 3),
+        (slice(None), 2),
+        (0, slice(2, 5), slice(None, None, 2)),
+        ...,
+    ):
         np.testing.assert_array_equal(masks[index], dense[index])
     np.testing.assert_array_equal(masks == dense, np.ones_like(dense))
     np.testing.assert_array_equal(~masks & True, ~dense)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m2f_lab.data.coco import open_panoptic, things_of
+from m2f_lab.data.coco import open_panoptic
 from m2f_lab.data.dataset import DataError, Dataset, SegmentDataset, abbreviate, check_layout, check_pairs, read_image
 from m2f_lab.data.folder import open_layout, parse_classes
 from m2f_lab.data.segments import Segments
@@ -61,7 +61,7 @@ def open_ade20k(root: str | Path, split: str, strict: bool = True, task: str = "
     check_layout("instances of ade20k", root, [labels], layout)
     pairs = [(image, labels / f"{image.stem}.png") for image in found.image_paths]
     check_pairs(f"ade20k {split} split", pairs, images, strict)
-    things = things_of(CLASSES)
+    things = CLASSES.only_things()
     return ADE20KInstances(
         name="ade20k",
         root=root,

@@ -9,14 +9,23 @@ trained as a class, labels resized with interpolation. All of them show in the c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from m2f_lab.data.dataset import DataError, Dataset, abbreviate, check_same_size, read_image
+from m2f_lab.data.dataset import (
+    DataError,
+    Dataset,
+    SegmentDataset,
+    abbreviate,
+    check_same_size,
+    orientation,
+    read_image,
+    shared_labels,
+)
 from m2f_lab.structures import IGNORE
 
 
@@ -42,10 +51,13 @@ class AuditReport:
     Attributes:
         dataset: the data set
         num_images: how many images were looked at
-        counts: by raw id, known or not
-        problems: files that stop training, by kind ("no label", "other size", "unreadable"); each a sentence that
-            names the files
+        counts: by raw id, known or not; of a data set of segments by class
+        problems: files that stop training, by kind ("no label", "shared label", "other size", "unreadable"); each a
+            sentence that names the files
         unlabelled: images without a single pixel that has a class
+        empty: images with segments that have no pixel
+        overlapping: images with segments that share pixels
+        turned: images that EXIF turns upright and whose labels it does not turn
         hints: what the counts look like, in words; they may be innocent
     """
 
@@ -54,17 +66,27 @@ class AuditReport:
     counts: dict[int, IdCount]
     problems: dict[str, list[str]]
     unlabelled: list[Path]
+    turned: list[Path] = field(default_factory=list)
+    empty: list[Path] = field(default_factory=list)
+    overlapping: list[Path] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
+
+    @property
+    def train_ids(self) -> Mapping[int, int]:
+        """Train id of every id that is counted."""
+        if isinstance(self.dataset, SegmentDataset):
+            return {label: label for label in range(len(self.dataset.classes))}
+        return self.dataset.train_ids
 
     @property
     def unknown_ids(self) -> list[int]:
         """Raw ids that the data set does not know."""
-        return sorted(set(self.counts) - set(self.dataset.train_ids))
+        return sorted(set(self.counts) - set(self.train_ids))
 
     @property
     def never_seen(self) -> list[int]:
         """Classes, as train ids, of which there is no pixel."""
-        seen = {self.dataset.train_ids.get(raw_id) for raw_id in self.counts}
+        seen = {self.train_ids.get(raw_id) for raw_id in self.counts}
         return [train_id for train_id in range(len(self.dataset.classes)) if train_id not in seen]
 
     @property
@@ -106,23 +128,21 @@ def audit(dataset: Dataset, limit: int | None = None) -> AuditReport:
     indices = range(len(dataset))
     if limit is not None and limit < len(dataset):
         indices = np.linspace(0, len(dataset) - 1, limit).round().astype(int).tolist()
-    counts: dict[int, IdCount] = defaultdict(IdCount)
-    problems: dict[str, list[str]] = {"no label": [], "other size": [], "unreadable": []}
-    unlabelled: list[Path] = []
+    pairs = zip(dataset.image_paths, dataset.label_paths, strict=False)
+    problems = {"no label": [], "shared label": shared_labels(pairs), "other size": [], "unreadable": []}
+    report = AuditReport(dataset, len(indices), defaultdict(IdCount), problems, [])
+    audit_one = _audit_segments if isinstance(dataset, SegmentDataset) else _audit_label
     for index in tqdm(indices, desc=f"audit {dataset.name} {dataset.split}", unit="image", disable=None):
-        _audit_one(dataset, index, counts, problems, unlabelled)
-    report = AuditReport(dataset, len(indices), dict(sorted(counts.items())), problems, unlabelled)
-    report.hints.extend(hint for look in _HINTS if (hint := look(report)))
+        audit_one(report, index)
+    report = replace(report, counts=dict(sorted(report.counts.items())))
+    looks = _OF_ALL if isinstance(dataset, SegmentDataset) else (*_OF_IDS, *_OF_ALL)
+    report.hints.extend(hint for look in looks if (hint := look(report)))
     return report
 
 
-def _audit_one(
-    dataset: Dataset,
-    index: int,
-    counts: dict[int, IdCount],
-    problems: dict[str, list[str]],
-    unlabelled: list[Path],
-) -> None:
+def _audit_label(report: AuditReport, index: int) -> None:
+    """Look at an image and its label map."""
+    dataset, problems = report.dataset, report.problems
     image_path, label_path = dataset.image_paths[index], dataset.label_paths[index]
     image = raw = None
     try:
@@ -136,18 +156,41 @@ def _audit_one(
     if raw is None:
         return
     if image is not None:
+        if orientation(image_path) != 1 == orientation(label_path):
+            report.turned.append(image_path)
         try:
             check_same_size(image_path, image, label_path, raw)
         except DataError as error:
             problems["other size"].append(str(error))
     ids, pixels = np.unique(raw, return_counts=True)
-    for raw_id, number in zip(ids.tolist(), pixels.tolist(), strict=True):
-        count = counts[raw_id]
+    _count(report, label_path, ids.tolist(), pixels.tolist())
+
+
+def _audit_segments(report: AuditReport, index: int) -> None:
+    """Look at an image and its segments."""
+    path = report.dataset.image_paths[index]
+    try:
+        segments = report.dataset[index].segments
+    except DataError as error:
+        report.problems["unreadable"].append(str(error))
+        return
+    areas = segments.areas
+    if not areas.all():
+        report.empty.append(path)
+    if segments.shapes is not None and segments.masks().sum(0).max(initial=0) > 1:
+        report.overlapping.append(path)
+    labels = np.unique(segments.labels)
+    _count(report, path, labels.tolist(), [int(areas[segments.labels == label].sum()) for label in labels])
+
+
+def _count(report: AuditReport, path: Path, ids: Sequence[int], pixels: Sequence[int]) -> None:
+    for raw_id, number in zip(ids, pixels, strict=True):
+        count = report.counts[raw_id]
         count.pixels += number
         count.images += 1
-        count.first = count.first or label_path
-    if all(dataset.train_ids.get(raw_id, IGNORE) == IGNORE for raw_id in ids.tolist()):
-        unlabelled.append(label_path)
+        count.first = count.first or path
+    if all(report.train_ids.get(raw_id, IGNORE) == IGNORE for raw_id in ids):
+        report.unlabelled.append(path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -165,11 +208,11 @@ def _heading(report: AuditReport) -> list[str]:
 
 
 def _table(report: AuditReport) -> list[str]:
-    names = {raw_id: _name(report.dataset, raw_id) for raw_id in report.counts}
+    names = {raw_id: _name(report, raw_id) for raw_id in report.counts}
     width = max([len("class"), *map(len, names.values())])
     lines = [f"{'raw id':>6}  {'train id':>8}  {'class':<{width}}  {'pixels':>14}  {'share':>8}  {'images':>6}"]
     for raw_id, count in report.counts.items():
-        train_id = report.dataset.train_ids.get(raw_id)
+        train_id = report.train_ids.get(raw_id)
         shown = {None: "?", IGNORE: "ignored"}.get(train_id, train_id)
         lines.append(
             f"{raw_id:>6}  {shown:>8}  {names[raw_id]:<{width}}  {count.pixels:>14,}  "
@@ -178,11 +221,11 @@ def _table(report: AuditReport) -> list[str]:
     return lines
 
 
-def _name(dataset: Dataset, raw_id: int) -> str:
-    train_id = dataset.train_ids.get(raw_id)
+def _name(report: AuditReport, raw_id: int) -> str:
+    train_id = report.train_ids.get(raw_id)
     if train_id is None:
         return "UNKNOWN"
-    return "–" if train_id == IGNORE else dataset.classes.names[train_id]
+    return "–" if train_id == IGNORE else report.dataset.classes.names[train_id]
 
 
 def _findings(report: AuditReport) -> list[str]:
@@ -201,6 +244,9 @@ def _findings(report: AuditReport) -> list[str]:
         if sentences:
             lines.append(f"{kind.upper()} ({len(sentences)}):")
             lines += [f"  {line}" for line in _first(sentences)]
+    if report.dataset.left_out:
+        left_out = [str(path.relative_to(report.dataset.root)) for path in report.dataset.left_out]
+        lines.append(f"LEFT OUT ({len(left_out)}), of no image with a label: {abbreviate(left_out, 20)}")
     lines += [f"Hint: {hint}" for hint in report.hints]
     if not any(report.problems.values()) and not report.unknown_ids:
         lines.append("Every label fits its image and holds known ids only.")
@@ -272,18 +318,42 @@ def _looks_interpolated(report: AuditReport) -> str | None:
     )
 
 
+def _turned(report: AuditReport) -> str | None:
+    if not report.turned:
+        return None
+    return (
+        f"{len(report.turned)} images are turned upright by their EXIF orientation, their labels are not: "
+        f"{abbreviate(path.name for path in report.turned)}. That is right if labels were drawn on what viewers show; "
+        "if they were drawn on the pixels as stored, save the images without EXIF."
+    )
+
+
+def _empty_segments(report: AuditReport) -> str | None:
+    if not report.empty:
+        return None
+    names = abbreviate(path.name for path in report.empty)
+    return f"{len(report.empty)} images list segments without a pixel, which can only be missed: {names}."
+
+
+def _overlapping_segments(report: AuditReport) -> str | None:
+    if not report.overlapping:
+        return None
+    names = abbreviate(path.name for path in report.overlapping)
+    return f"{len(report.overlapping)} images have instances that overlap, as a panoptic map cannot say: {names}."
+
+
 def _mostly_ignored(report: AuditReport) -> str | None:
-    ignored = report.share(*(raw_id for raw_id, train_id in report.dataset.train_ids.items() if train_id == IGNORE))
+    ignored = report.share(*(raw_id for raw_id, train_id in report.train_ids.items() if train_id == IGNORE))
     if ignored <= 0.5:
         return None
     return f"{100 * ignored:.0f} % of the pixels are ignored; there is little to learn from the rest."
 
 
-_HINTS: tuple[Callable[[AuditReport], str | None], ...] = (
+_OF_IDS: tuple[Callable[[AuditReport], str | None], ...] = (
     _looks_shifted_down,
     _looks_shifted_up,
     _names_unlabelled,
     _looks_like_train_ids,
     _looks_interpolated,
-    _mostly_ignored,
 )
+_OF_ALL = (_mostly_ignored, _turned, _empty_segments, _overlapping_segments)

@@ -72,11 +72,7 @@ TRAIN_IDS: dict[int, int] = dict.fromkeys(range(34), IGNORE) | {
 """labelId → trainId; the 15 that are not trained are 255."""
 
 
-THINGS = Classes(
-    names=tuple(name for _, name, _, thing in _TRAINED if thing),
-    colors=tuple(color for _, _, color, thing in _TRAINED if thing),
-    things=frozenset(range(len(CLASSES.things))),
-)
+THINGS = CLASSES.only_things()
 """Classes of instance segmentation."""
 
 THING_IDS: dict[int, int] = dict.fromkeys(range(34), IGNORE) | {

@@ -137,7 +137,7 @@ def open_panoptic(
     if task == "instance":
         things = sorted(classes.things)
         train_ids = {raw: things.index(label) if label in things else IGNORE for raw, label in train_ids.items()}
-        classes = things_of(classes)
+        classes = classes.only_things()
     by_image = {annotation["image_id"]: annotation for annotation in content["annotations"]}
     known = _known_images(content, source)
     _check_known(by_image, known, "image", source)
@@ -217,13 +217,6 @@ def segment_ids(picture: np.ndarray) -> np.ndarray:
 def panoptic_picture(ids: np.ndarray) -> np.ndarray:
     """The picture that holds these ids. integers [H, W] → uint8 [H, W, 3]"""
     return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], -1).astype(np.uint8)
-
-
-def things_of(classes: Classes) -> Classes:
-    """The things among classes, in their order: the classes of instance segmentation."""
-    kept = sorted(classes.things)
-    names, colors = (tuple(values[k] for k in kept) for values in (classes.names, classes.colors))
-    return Classes(names, colors, frozenset(range(len(kept))))
 
 
 def read_json(path: Path, keys: Sequence[str]) -> dict:

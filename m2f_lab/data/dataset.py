@@ -8,8 +8,10 @@ On disk every data set numbers its classes in its own way. Those numbers are cal
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from PIL import ExifTags, Image, ImageOps
 from m2f_lab.data.segments import Segments
 from m2f_lab.structures import IGNORE
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 SPLITS = ("train", "val")
 
 
@@ -55,6 +57,12 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def only_things(self) -> Classes:
+        """The things among them, in their order: the classes of instance segmentation."""
+        kept = sorted(self.things)
+        names, colors = (tuple(values[k] for k in kept) for values in (self.names, self.colors))
+        return Classes(names, colors, frozenset(range(len(kept))))
 
     def to_json(self) -> dict:
         """Plain lists and numbers, as checkpoints hold them."""
@@ -99,6 +107,7 @@ class Dataset:
         image_paths: one file per sample, sorted
         label_paths: the label of each image, in the same order
         train_ids: train id of every raw id there may be in a label; 255 for those to ignore
+        left_out: files beside the images and labels that belong to no sample; `audit` lists them
     """
 
     name: str
@@ -108,6 +117,7 @@ class Dataset:
     image_paths: tuple[Path, ...]
     label_paths: tuple[Path, ...] = ()
     train_ids: Mapping[int, int] = field(default_factory=dict)
+    left_out: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name} {self.split} in {self.root}"
@@ -254,9 +264,19 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
             raise DataError(f"{name} has mode {image.mode}, which PIL cannot convert to RGB.") from error
 
 
-def read_label(path: str | Path) -> np.ndarray:
-    """Read a file with one id per pixel (palettes are left alone). integers [H, W]"""
+def orientation(path: Path) -> int:
+    """How EXIF says that a picture is turned, 1…8; 1 is upright, and what a file without EXIF has."""
     with _explaining_failure(path), Image.open(path) as image:
+        image.load()  # a PNG file may say so behind its pixels
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """Read a file with one id per pixel (palettes are left alone), turned upright as images are. integers [H, W]"""
+    with _explaining_failure(path), Image.open(path) as image:
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         mode, ids = image.mode, np.asarray(image)
     if ids.ndim != 2 or ids.dtype.kind not in "uib":
         raise DataError(
@@ -298,6 +318,9 @@ def check_pairs(title: str, pairs: list[tuple[Path, Path]], folder: Path, strict
         raise DataError(
             f"{title} is empty: no image ({', '.join(IMAGE_SUFFIXES)}) in {folder}. {describe_folder(folder)}"
         )
+    shared = shared_labels(pairs)
+    if strict and shared:
+        raise DataError(f"{title}: {shared[0]}")
     missing = [(image, label) for image, label in pairs if not label.is_file()]
     if strict and missing:
         image, label = missing[0]
@@ -306,6 +329,31 @@ def check_pairs(title: str, pairs: list[tuple[Path, Path]], folder: Path, strict
             f"without one: {abbreviate([image.name for image, _ in missing])}. Add the labels or take the images away; "
             "open_dataset(…, strict=False) opens what is there, for audit."
         )
+
+
+def shared_labels(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
+    """A sentence on each label that several images would have, because only their endings differ."""
+    images = defaultdict(list)
+    for image, label in pairs:
+        images[label].append(image)
+    return [
+        f"{', '.join(image.name for image in found)} in {found[0].parent} would share the label {label}; rename or "
+        "take away all but one."
+        for label, found in images.items()
+        if len(found) > 1
+    ]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Files in a folder and its subfolders, hidden ones left out; a link that leads back is not followed again."""
+    found, seen = [], set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(path))
+        folders[:] = sorted(
+            name for name in folders if name[0] != "." and os.path.realpath(os.path.join(path, name)) not in seen
+        )
+        found += [Path(path) / name for name in names if name[0] != "."]
+    return sorted(found)
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:

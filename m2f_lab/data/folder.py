@@ -1,7 +1,7 @@
 """Your own images: any folder in ADE20K's layout, with a classes.txt that names the classes.
 
     root/classes.txt                    one class per line: line 1 names id 1, line 2 id 2, …
-    root/images/training/*.jpg          or .png; validation/ beside it
+    root/images/training/*.jpg          or .png, .webp, .tif, .bmp, also in subfolders; validation/ beside it
     root/annotations/training/*.png     same names; 0 is unlabelled, 1…K the lines of classes.txt
 
 A line of classes.txt is a name, and if you like a colour, and then, if you like, whether it is a thing:
@@ -9,10 +9,12 @@ A line of classes.txt is a name, and if you like a colour, and then, if you like
     road
     traffic sign #dcdc00
     car #00008e thing
+    person thing
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -21,16 +23,18 @@ from m2f_lab.data.dataset import (
     Classes,
     DataError,
     Dataset,
+    abbreviate,
     check_layout,
     check_pairs,
     check_split,
+    files_below,
     image_files,
 )
 from m2f_lab.data.instances import with_instances
 from m2f_lab.structures import IGNORE
 
 _SUBFOLDERS = {"train": "training", "val": "validation"}
-_LINE = re.compile(r"(?P<name>.+?)(?:\s+(?P<color>#[0-9a-fA-F]{6})(?:\s+(?P<kind>thing|stuff))?)?")
+_LINE = re.compile(r"(?P<name>.+?)(?:\s+(?P<color>#[0-9a-fA-F]{6}))?(?:\s+(?P<kind>thing|stuff))?")
 
 
 def open_folder(root: str | Path, split: str, strict: bool = True, task: str = "semantic") -> Dataset:
@@ -44,7 +48,7 @@ def open_folder(root: str | Path, split: str, strict: bool = True, task: str = "
             f"There is no {path}. Write one, with one class per line: line 1 names the class that has id 1 in the "
             f"labels, line 2 id 2, and so on; id 0 is unlabelled and has no line."
         )
-    classes = parse_classes(path.read_text(encoding="utf-8"), str(path))
+    classes = read_classes(path)
     if task == "semantic":
         return open_layout("folder", root, split, classes, strict)
     has_labels = (root / "annotations" / _SUBFOLDERS[split]).is_dir()
@@ -58,8 +62,14 @@ def open_layout(name: str, root: Path, split: str, classes: Classes, strict: boo
     images, labels = (root / kind / _SUBFOLDERS[split] for kind in ("images", "annotations"))
     title = f"{name} {split} split"
     check_layout(title, root, [images, labels] if has_labels else [images], _layout(root, split))
-    pairs = [(image, labels / f"{image.stem}.png") for image in image_files(images.iterdir())]
+    files = files_below(images)
+    pairs = [(image, (labels / image.relative_to(images)).with_suffix(".png")) for image in image_files(files)]
     check_pairs(title, pairs, images, strict and has_labels)
+    unpaired = set(files_below(labels)) - {label for _, label in pairs} if has_labels else set()
+    left_out = sorted((set(files) - {image for image, _ in pairs}) | unpaired)
+    if left_out:
+        names = abbreviate(path.relative_to(root) for path in left_out)
+        logging.getLogger("m2f_lab").warning("%s: files that belong to no image with a label: %s", title, names)
     return Dataset(
         name=name,
         root=root,
@@ -68,7 +78,23 @@ def open_layout(name: str, root: Path, split: str, classes: Classes, strict: boo
         image_paths=tuple(image for image, _ in pairs),
         label_paths=tuple(label for _, label in pairs),
         train_ids={0: IGNORE} | {train_id + 1: train_id for train_id in range(len(classes))},
+        left_out=tuple(left_out),
     )
+
+
+def read_classes(path: Path) -> Classes:
+    """Read a classes.txt, with a byte order mark or without.
+
+    Raises:
+        DataError: it is not UTF-8, or as for `parse_classes`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f'{path} is not UTF-8 ({error}). Save it as UTF-8; an editor\'s "save as" offers it.'
+        ) from error
+    return parse_classes(text, str(path))
 
 
 def parse_classes(text: str, source: str) -> Classes:

@@ -11,13 +11,12 @@ The class of an instance is that of its pixels in the annotation; where there is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from m2f_lab.data.dataset import Classes, DataError, Dataset, SegmentDataset, abbreviate, read_label
+from m2f_lab.data.dataset import DataError, Dataset, SegmentDataset, abbreviate, read_label
 from m2f_lab.data.segments import Segments
 from m2f_lab.structures import IGNORE
 
@@ -124,9 +123,10 @@ def with_instances(dataset: Dataset, split_folder: str, task: str, has_labels: b
         )
     classes, train_ids = dataset.classes, dataset.train_ids
     if task == "instance":  # only things are predicted
-        classes = _chosen(classes, things)
+        classes = classes.only_things()
         train_ids = {raw: things.index(k) if k in things else IGNORE for raw, k in train_ids.items()}
-    paths = [_of_image(folder, image) for image in dataset.image_paths]
+    images = dataset.root / "images" / split_folder
+    paths = [_of_image(folder / image.relative_to(images)) for image in dataset.image_paths]
     missing = [image.name for image, path in zip(dataset.image_paths, paths, strict=True) if not path.exists()]
     if missing:
         raise DataError(
@@ -141,6 +141,7 @@ def with_instances(dataset: Dataset, split_folder: str, task: str, has_labels: b
         image_paths=dataset.image_paths,
         label_paths=dataset.label_paths if has_labels else (),
         train_ids=train_ids,
+        left_out=dataset.left_out,
         instance_paths=tuple(paths),
     )
 
@@ -155,12 +156,6 @@ def _masks(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.name[0] != ".")
 
 
-def _of_image(folder: Path, image: Path) -> Path:
-    masks = folder / image.stem
-    return masks if masks.is_dir() else folder / f"{image.stem}.png"
-
-
-def _chosen(classes: Classes, kept: Iterable[int]) -> Classes:
-    kept = list(kept)
-    names, colors = (tuple(values[k] for k in kept) for values in (classes.names, classes.colors))
-    return Classes(names, colors, frozenset(range(len(kept))))
+def _of_image(path: Path) -> Path:
+    masks = path.with_suffix("")
+    return masks if masks.is_dir() else path.with_suffix(".png")

@@ -112,17 +112,12 @@ class SemanticEvaluator:
             "pACC" (share of correct pixels), "num_images", and "classes": one dict per class with "name", "IoU",
             "accuracy" and "share" of the labelled pixels. A class that the truth never holds has no IoU and no
             accuracy (None) and is left out of the means, even where it was predicted; those pixels lower the IoU
-            of the classes that they belong to.
-
-        Raises:
-            ValueError: there was not one labelled pixel.
+            of the classes that they belong to. Without one labelled pixel all means are None.
         """
         correct = self.matrix.diagonal().double()
         true = self.matrix.sum(1).double()
         predicted = self.matrix.sum(0).double()
         total = true.sum()
-        if total == 0:
-            raise ValueError(f"Nothing to evaluate: {self.num_images} images without one labelled pixel.")
         present = true > 0
         iou = correct / (true + predicted - correct)  # NaN where the class is nowhere
         accuracy = correct / true
@@ -135,10 +130,15 @@ class SemanticEvaluator:
         }
         columns = (self.class_names, present.tolist(), *((100 * c).tolist() for c in (iou, accuracy, share)))
         classes = [
-            {"name": name, "IoU": iou if known else None, "accuracy": accuracy if known else None, "share": share}
+            {
+                "name": name,
+                "IoU": iou if known else None,
+                "accuracy": accuracy if known else None,
+                "share": share if total else 0.0,
+            }
             for name, known, iou, accuracy, share in zip(*columns, strict=True)
         ]
-        return {name: 100 * float(value) for name, value in percent.items()} | {
+        return {name: 100 * float(value) if total else None for name, value in percent.items()} | {
             "num_images": self.num_images,
             "classes": classes,
         }
