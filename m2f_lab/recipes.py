@@ -496,44 +496,44 @@ _DIFFERENCES = {
 }
 
 
-def ade20k_swin_tiny() -> Recipe:
-    return published("ade20k", "semantic", "swin_tiny")
+def ade20k_swin_tiny(task: str = "semantic") -> Recipe:
+    return published("ade20k", task, "swin_tiny")
 
 
-def ade20k_swin_small() -> Recipe:
-    return published("ade20k", "semantic", "swin_small")
+def ade20k_swin_small(task: str = "semantic") -> Recipe:
+    return published("ade20k", task, "swin_small")
 
 
-def ade20k_swin_base() -> Recipe:
-    return published("ade20k", "semantic", "swin_base")
+def ade20k_swin_base(task: str = "semantic") -> Recipe:
+    return published("ade20k", task, "swin_base")
 
 
-def ade20k_swin_large() -> Recipe:
-    return published("ade20k", "semantic", "swin_large")
+def ade20k_swin_large(task: str = "semantic") -> Recipe:
+    return published("ade20k", task, "swin_large")
 
 
-def ade20k_resnet50() -> Recipe:
-    return published("ade20k", "semantic", "resnet50")
+def ade20k_resnet50(task: str = "semantic") -> Recipe:
+    return published("ade20k", task, "resnet50")
 
 
-def cityscapes_swin_tiny() -> Recipe:
-    return published("cityscapes", "semantic", "swin_tiny")
+def cityscapes_swin_tiny(task: str = "semantic") -> Recipe:
+    return published("cityscapes", task, "swin_tiny")
 
 
-def cityscapes_swin_small() -> Recipe:
-    return published("cityscapes", "semantic", "swin_small")
+def cityscapes_swin_small(task: str = "semantic") -> Recipe:
+    return published("cityscapes", task, "swin_small")
 
 
-def cityscapes_swin_base() -> Recipe:
-    return published("cityscapes", "semantic", "swin_base")
+def cityscapes_swin_base(task: str = "semantic") -> Recipe:
+    return published("cityscapes", task, "swin_base")
 
 
-def cityscapes_swin_large() -> Recipe:
-    return published("cityscapes", "semantic", "swin_large")
+def cityscapes_swin_large(task: str = "semantic") -> Recipe:
+    return published("cityscapes", task, "swin_large")
 
 
-def cityscapes_resnet50() -> Recipe:
-    return published("cityscapes", "semantic", "resnet50")
+def cityscapes_resnet50(task: str = "semantic") -> Recipe:
+    return published("cityscapes", task, "resnet50")
 
 
 _ABLATIONS = {
@@ -640,4 +640,30 @@ def nuclei_small() -> Recipe:
             clip_norm=1.0, precision="float32", evaluate_every=2400, checkpoint_every=200, log_every=10,
         ),
         evaluation=EvaluationConfig(shortest_edge=512, tile=(256, 256), tile_overlap=0.375, top_k=400),
+    )  # fmt: skip
+
+
+def streets_small(task: str = "panoptic") -> Recipe:
+    """Drawn streets in Cityscapes' layout (`python -m m2f_lab.scenes`), from random weights, on a CPU.
+
+    A panoptic model is measured by PQ, AP of its things and mIoU at once.
+    """
+    return Recipe(
+        name=f"streets_small_{task}",
+        task=task,
+        model=ModelConfig(
+            num_classes=_CLASSES["cityscapes"][task], backbone="hgnetv2_b0", hidden_dim=128, mask_dim=128,
+            num_queries=60, num_encoder_layers=2, encoder_feedforward_dim=256, num_decoder_layers=4,
+            decoder_feedforward_dim=512, drop_path_rate=0.0,
+        ),
+        data=DataConfig(
+            dataset="cityscapes", crop_size=(224, 320), shortest_edges=tuple(range(256, 385, 32)), longest_edge=1024,
+            num_workers=0,
+        ),
+        loss=LossConfig(num_points=2048),
+        optimization=OptimizationConfig(
+            max_iterations=1000, batch_size=6, learning_rate=1e-3, backbone_multiplier=1.0, warmup_iterations=50,
+            clip_norm=1.0, precision="float32", evaluate_every=1000, checkpoint_every=100, log_every=10,
+        ),
+        evaluation=EvaluationConfig(shortest_edge=320, semantic_order="resize_first"),
     )  # fmt: skip

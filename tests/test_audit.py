@@ -75,7 +75,7 @@ def test_everything_wrong_is_collected_and_named(tmp_path: Path) -> None:
     report = audit(open_dataset("folder", root, "train", strict=False))
 
     assert {kind: len(sentences) for kind, sentences in report.problems.items()} == {
-        "no label": 1, "other size": 1, "unreadable": 2,
+        "no label": 1, "shared label": 0, "other size": 1, "unreadable": 2,
     }  # fmt: skip
     assert report.unknown_ids == [77]
     with pytest.raises(DataError) as caught:

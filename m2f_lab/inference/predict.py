@@ -27,6 +27,9 @@ from m2f_lab.structures import Output, Prediction
 Model = Callable[[Tensor], Output]
 """A Mask2Former, or anything that turns images [B, 3, H, W] in 0..255 into an Output."""
 
+Picture = str | Path | Image.Image | np.ndarray
+"""An image: a path, a PIL image, or RGB uint8 [H, W, 3]."""
+
 # Which option belongs to which task; predict refuses the others instead of ignoring them.
 _OPTIONS = {
     "semantic": ("tile", "tile_overlap", "order", "flip", "scales", "return_scores"),
@@ -38,7 +41,7 @@ _DEFAULTS = {"order": "combine_first", "flip": False, "scales": (1.0,), "return_
 
 def predict(
     model: Model,
-    image: str | Path | Image.Image | np.ndarray,
+    image: Picture | Sequence[Picture],
     task: str = "semantic",
     *,
     classes: Classes | None = None,
@@ -54,15 +57,16 @@ def predict(
     overlap_threshold: float | None = None,
     top_k: int | None = None,
     score_threshold: float | None = None,
-) -> Prediction:
-    """Segment one image; the result has the image's own size.
+) -> Prediction | list[Prediction]:
+    """Segment one image, or several, each on its own; a result has its image's size.
 
     The model runs in evaluation mode without gradients, on its own device, and is left as it was. Under
     `torch.autocast` the model runs in that precision; what follows it is computed in float32.
 
     Args:
         model: a Mask2Former, or any callable images [B, 3, H, W] → Output (which then runs on the CPU)
-        image: a path, a PIL image of any mode, or a uint8 RGB array [H, W, 3]. EXIF orientation is applied
+        image: a path, a PIL image of any mode, or a uint8 RGB array [H, W, 3]. EXIF orientation is applied. A list of
+            them, of any sizes, gives a list of predictions
         task: "semantic", "panoptic" or "instance"
         classes: says which classes are things; by default `model.classes`. Needed for the panoptic task; for the
             instance task, every class is a thing if it is not known
@@ -88,6 +92,9 @@ def predict(
         ValueError: the file is no image, the array of the wrong type or shape, the task is unknown or has no such
             option, or classes and model do not fit.
     """
+    if isinstance(image, list | tuple):
+        common = {name: value for name, value in locals().items() if name not in ("model", "image")}
+        return [predict(model, one, **common) for one in image]
     options = _checked_options(
         task, tile=tile, tile_overlap=tile_overlap, order=order, flip=flip, scales=tuple(scales),
         return_scores=return_scores, object_mask_threshold=object_mask_threshold, overlap_threshold=overlap_threshold,
