@@ -19,15 +19,18 @@ import json
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from m2f_lab import ops, recipes
-from m2f_lab.data import audit, open_dataset
+from m2f_lab.data import Classes, audit, distinct_colors, open_dataset
 from m2f_lab.evaluation import evaluate
-from m2f_lab.recipes import Recipe
+from m2f_lab.inference.files import predict_files
+from m2f_lab.recipes import TASKS, Recipe
 from m2f_lab.references import reference_to, resolve, resolve_file
 from m2f_lab.training import ProgressBar, Run, plan, train
 from m2f_lab.training.distributed import is_main_process
@@ -77,12 +80,19 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("weights", type=Path, metavar="RUN_OR_WEIGHTS", help="a run's folder, or a checkpoint")
     _add_recipe(command, trains=False)
     command.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="the data set's folder")
-    command.add_argument(
-        "--precision", choices=("float32", "bfloat16", "float16", "auto"), default="float32",
-        help="of the model, under autocast; auto: bfloat16 on GPUs that have it; masks and classes are combined in "
-        "float32 in any case",
-    )  # fmt: skip
+    _add_precision(command)
     command.set_defaults(run=cli_evaluate)
+
+    command = commands.add_parser("predict", help="segment images", description=cli_predict.__doc__)
+    command.add_argument("weights", type=Path, metavar="RUN_OR_WEIGHTS", help="a run's folder, or a checkpoint")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, and folders of them")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
+    command.add_argument("--task", choices=TASKS, help="by default the recipe's")
+    command.add_argument("--overlays", action="store_true", help="also write pictures of the results")
+    command.add_argument("--overwrite", action="store_true", help="predict again what is there")
+    _add_recipe(command, trains=False, by_position=False)
+    _add_precision(command)
+    command.set_defaults(run=cli_predict)
 
     command = commands.add_parser("recipes", help="list the recipes", description=cli_recipes.__doc__)
     command.add_argument("word", nargs="?", default="", metavar="WORD", help="only names that contain this")
@@ -100,12 +110,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_recipe(command: argparse.ArgumentParser, trains: bool) -> None:
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--precision", choices=("float32", "bfloat16", "float16", "auto"), default="float32",
+        help="of the model, under autocast; auto: bfloat16 on GPUs that have it; masks and classes are combined in "
+        "float32 in any case",
+    )  # fmt: skip
+
+
+def _add_recipe(command: argparse.ArgumentParser, trains: bool, by_position: bool = True) -> None:
     """Add the arguments that `chosen_recipe` reads."""
-    command.add_argument("recipe", nargs="?", metavar="RECIPE", help='a recipe\'s name; "m2f-lab recipes" lists them')
+    command.set_defaults(recipe=None)
+    if by_position:
+        name_help = 'a recipe\'s name; "m2f-lab recipes" lists them'
+        command.add_argument("recipe", nargs="?", metavar="RECIPE", help=name_help)
     command.add_argument(
         "--recipe", dest="recipe_file", metavar="FILE",
-        help="instead: file.py:function, which returns a Recipe, or a recipe.json",
+        help="file.py:function, which returns a Recipe, a recipe.json, or a recipe's name",
     )  # fmt: skip
     command.set_defaults(criterion=None)
     functions = {"build": "ModelConfig → model"} | ({"criterion": "Recipe → Criterion"} if trains else {})
@@ -135,6 +156,32 @@ def cli_plan(options: argparse.Namespace) -> int:
 
 def cli_evaluate(options: argparse.Namespace) -> int:
     """Measure the best weights of a run, or any checkpoint that load_weights knows, on the validation images."""
+    model, recipe, computing = loaded(options)
+    with computing:
+        figures = evaluate(model, recipe, options.data_root)
+    for name, value in figures.items():
+        if isinstance(value, int | float):
+            print(f"{name:10s} {value:6.2f}")
+    return 0
+
+
+def cli_predict(options: argparse.Namespace) -> int:
+    """Segment images: label maps, panoptic pictures or instances, as files that other tools read; and overlays."""
+    model, recipe, computing = loaded(options)
+    task, config = options.task or recipe.task, recipe.evaluation
+    classes = getattr(model, "classes", None) or numbered_classes(recipe.model.num_classes)
+    tiles = {} if task == "panoptic" else config.tiles
+    with computing:
+        written = predict_files(
+            model, options.images, options.out, task, classes=classes, overlays=options.overlays,
+            overwrite=options.overwrite, **config.edges, **tiles, **config.options(task),
+        )  # fmt: skip
+    print(f"Everything is in {options.out}; the results are {written}.")
+    return 0
+
+
+def loaded(options: argparse.Namespace) -> tuple[nn.Module, Recipe, AbstractContextManager]:
+    """The model of a run or checkpoint on its device, its recipe, and the precision to compute in."""
     run = Run(options.weights) if (options.weights / "recipe.json").is_file() else None
     build = resolve_file(options.build) if options.build else None  # before a checkpoint is read that names it
     recipe = chosen_recipe(options, run)
@@ -146,12 +193,12 @@ def cli_evaluate(options: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = autocast_dtype(options.precision, device)
     model.to(device)
-    with ops.autocast(model, precision, device):
-        figures = evaluate(model, recipe, options.data_root)
-    for name, value in figures.items():
-        if isinstance(value, int | float):
-            print(f"{name:10s} {value:6.2f}")
-    return 0
+    return model, recipe, ops.autocast(model, precision, device)
+
+
+def numbered_classes(count: int) -> Classes:
+    """Classes of a checkpoint that names none: numbers, all of them things."""
+    return Classes(tuple(map(str, range(count))), tuple(distinct_colors(count)), frozenset(range(count)))
 
 
 def cli_recipes(options: argparse.Namespace) -> int:
@@ -237,9 +284,11 @@ def chosen_recipe(options: argparse.Namespace, run: Run | None = None) -> Recipe
 
 
 def recipe_from_file(name: str) -> Recipe:
-    """Read a recipe.json, or call a function "file.py:function" that returns a Recipe."""
+    """Read a recipe.json, call a function "file.py:function" that returns a Recipe, or take a recipe by its name."""
     if name.endswith(".json"):
         return Recipe.load(name)
+    if ":" not in name:
+        return recipe_named(name)
     recipe = resolve_file(name)()
     if not isinstance(recipe, Recipe):
         raise ValueError(f"--recipe {name} returned a {type(recipe).__name__}, expected a Recipe.")

@@ -1,5 +1,7 @@
 """The same loop and criterion train all three tasks: from the command line, resumed, evaluated, reopened."""
 
+import json
+
 import pytest
 from toy_training import assert_same_run, toy_recipe, write_toy_data
 
@@ -54,6 +56,13 @@ def test_the_command_line_trains_and_evaluates_every_task(data, tmp_path, capsys
     assert "best " in capsys.readouterr().out
     assert main(["evaluate", str(out), "--data-root", str(data)]) == 0
     assert metric in capsys.readouterr().out
+    images = data / "images" / "validation"
+    assert main(["predict", str(out), str(images), "--out", str(tmp_path / "results"), "--overlays"]) == 0
+    assert "the results are" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results" / {"PQ": "panoptic.json", "AP50": "instances.json"}[metric]).read_text())
+    count = len(results) if metric == "AP50" else len(results["annotations"])
+    assert count == (2 * 12 if metric == "AP50" else 2), "6 queries of 2 classes, or a picture for each image"
+    assert len(list((tmp_path / "results" / "overlays").iterdir())) == 2
 
 
 def test_a_panoptic_model_learns_to_tell_objects_apart(data, tmp_path):
