@@ -657,13 +657,13 @@ def streets_small(task: str = "panoptic") -> Recipe:
             decoder_feedforward_dim=512, drop_path_rate=0.0,
         ),
         data=DataConfig(
-            dataset="cityscapes", crop_size=(224, 320), shortest_edges=tuple(range(256, 385, 32)), longest_edge=1024,
+            dataset="cityscapes", crop_size=(256, 384), shortest_edges=tuple(range(320, 449, 32)), longest_edge=1024,
             num_workers=0,
         ),
         loss=LossConfig(num_points=2048),
         optimization=OptimizationConfig(
-            max_iterations=1000, batch_size=6, learning_rate=1e-3, backbone_multiplier=1.0, warmup_iterations=50,
-            clip_norm=1.0, precision="float32", evaluate_every=1000, checkpoint_every=100, log_every=10,
+            max_iterations=1150, batch_size=6, learning_rate=1e-3, backbone_multiplier=1.0, warmup_iterations=50,
+            clip_norm=1.0, precision="float32", evaluate_every=1150, checkpoint_every=100, log_every=10,
         ),
-        evaluation=EvaluationConfig(shortest_edge=320, semantic_order="resize_first"),
+        evaluation=EvaluationConfig(shortest_edge=384, semantic_order="resize_first"),
     )  # fmt: skip
