@@ -4,10 +4,11 @@
     python -m benchmarks.evaluation --small    a tiny model and 64 pixels, to see that everything runs
 
 Inference is `model.predict`, from the uint8 picture to the map; the stream is one `update` of the evaluator. A random
-model predicts nothing that is worth measuring, so that the streams get drawn maps: 150 classes, and 20 segments, with
-ragged outlines, a tenth void and a prediction that strays from the truth. Predictions come back to the CPU, where the
-streams run on one thread, whatever the model's device. Both are timed one after the other: an upper bound, as
-`evaluate` lets the stream run beside the model. Appends the table to benchmarks/results/evaluation.json.
+model predicts nothing that is worth measuring, so that the streams get drawn maps: 150 classes, 20 segments, and 100
+instances, with ragged outlines, a tenth void and a prediction that strays from the truth. Predictions come back to
+the CPU, where the streams run on one thread, whatever the model's device. Both are timed one after the other: an
+upper bound, as `evaluate` lets the stream run beside the model. Appends the table to
+benchmarks/results/evaluation.json.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import torch
 
 from benchmarks import peers
 from benchmarks.report import Table
-from m2f_lab.data import Classes
-from m2f_lab.evaluation import PanopticEvaluator, SemanticEvaluator
+from m2f_lab.data import Classes, Segments
+from m2f_lab.evaluation import InstanceEvaluator, PanopticEvaluator, SemanticEvaluator
 from m2f_lab.model import Mask2Former, ModelConfig, build_model
-from m2f_lab.structures import IGNORE
+from m2f_lab.structures import IGNORE, PackedMasks, Prediction, Segment
 
-UPDATES, NUM_SEGMENTS = 100, 20
+UPDATES, NUM_SEGMENTS, NUM_INSTANCES = 100, 20, 100
 COLUMNS = ("inference ms", "stream ms", "share")
 CLASSES = Classes(
     names=tuple(map(str, range(peers.NUM_CLASSES))),
@@ -67,7 +68,23 @@ def panoptic_stream(side: int) -> Callable[[], None]:
     return lambda: evaluator.update((predicted, predicted_labels), truth, labels)
 
 
-STREAMS = {"semantic": semantic_stream, "panoptic": panoptic_stream}
+def instance_stream(side: int) -> Callable[[], None]:
+    """A hundred instances, as COCO counts: those of the drawn prediction, five times over with falling scores."""
+    predicted, truth = drawn_maps(NUM_SEGMENTS, side)
+    numbers = [number for number in np.unique(predicted).tolist() if number]
+    rows = [(number, 1 / (1 + turn)) for turn in range(NUM_INSTANCES // NUM_SEGMENTS) for number in numbers]
+    masks = PackedMasks.empty(len(rows), predicted.shape)
+    for place, (number, _) in enumerate(rows):
+        masks[place] = predicted == number
+    segments = tuple(Segment(i, number, True, score, i, 0) for i, (number, score) in enumerate(rows))
+    prediction = Prediction("instance", masks=masks, segments=segments)
+    ids = [number for number in np.unique(truth).tolist() if number]
+    segments_of_truth = Segments.from_id_map(truth, ids, ids)
+    evaluator = InstanceEvaluator(peers.NUM_CLASSES, CLASSES.names)
+    return lambda: evaluator.update(prediction, segments_of_truth)
+
+
+STREAMS = {"semantic": semantic_stream, "panoptic": panoptic_stream, "instance": instance_stream}
 
 
 def random_model(small: bool) -> Mask2Former:
@@ -77,7 +94,7 @@ def random_model(small: bool) -> Mask2Former:
 
 
 def add_rows(table: Table, device: str, small: bool) -> None:
-    """Inference and stream of both tasks, and what share of the first the second is."""
+    """Inference and stream of all tasks, and what share of the first the second is."""
     model = random_model(small).to(device)
     picture = peers.random_images(1, small)[0].permute(1, 2, 0).contiguous().numpy()
     for task, stream in STREAMS.items():

@@ -28,6 +28,7 @@ from torch import nn
 
 from m2f_lab import ops, recipes
 from m2f_lab.data import Classes, audit, distinct_colors, open_dataset
+from m2f_lab.data.prepare import KINDS, prepare
 from m2f_lab.evaluation import evaluate
 from m2f_lab.inference.files import predict_files
 from m2f_lab.recipes import TASKS, Recipe
@@ -107,6 +108,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--split", choices=("train", "val"), default="train")
     command.add_argument("--limit", type=int, metavar="N", help="read N images only")
     command.set_defaults(run=cli_audit)
+
+    command = commands.add_parser("prepare", help="rewrite your own labels", description=cli_prepare.__doc__)
+    command.add_argument("source", type=Path, metavar="SOURCE", help="the folder of images and labels")
+    command.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    command.add_argument("--kind", required=True, choices=KINDS, help="data/README.md shows the layout of each")
+    command.add_argument("--split", choices=("train", "val"), default="train")
+    command.add_argument("--classes", type=Path, metavar="FILE", help="the classes.txt of the new folder")
+    command.add_argument(
+        "--first-id", type=int, choices=(0, 1), help="of label maps: 0 with 255, or 1 with 0 unlabelled"
+    )
+    command.set_defaults(run=cli_prepare)
     return parser
 
 
@@ -240,6 +252,15 @@ def cli_audit(options: argparse.Namespace) -> int:
     report = audit(open_dataset(name, options.data_root, options.split, strict=False), limit=options.limit)
     print(report)
     report.raise_if_wrong()
+    return 0
+
+
+def cli_prepare(options: argparse.Namespace) -> int:
+    """Rewrite labels of another layout as a folder that recipes read, one split at a time."""
+    out = prepare(
+        options.source, options.out, options.kind, options.split, classes=options.classes, first_id=options.first_id
+    )
+    print(f'Everything is in {out}; open_dataset("folder", "{out}", "{options.split}") opens it.')
     return 0
 
 
