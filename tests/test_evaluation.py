@@ -430,3 +430,36 @@ def test_a_constant_predictor_on_photographs():
     for i in range(len(val)):
         evaluator.update(constant, val.to_label_map(val.raw_label(i)))
     assert evaluator.result()["mIoU"] == pytest.approx(16.7, abs=0.05)
+
+
+def test_a_report_holds_every_image_and_shows_the_worst(segments_root, recipe, tmp_path):
+    """The figures are those of an evaluation without a report."""
+    for task in ("semantic", "panoptic"):
+        varied = recipe.vary(task=task, published={"mIoU": 47.7})
+        model = ColorReader(mistake={3: 2})
+        out = tmp_path / task
+        figures = evaluate(model, varied, segments_root, out=out)
+        assert figures == evaluate(model, varied, segments_root)
+        content = json.loads((out / "evaluation.json").read_text())
+        assert {name: content[name] for name in figures} == json.loads(json.dumps(figures))
+        assert [row["name"] for row in content["images"]] == ["0", "1", "2"]
+        figure = "mIoU" if task == "semantic" else "PQ"
+        assert all(row[figure] < 100 for row in content["images"])
+        page = (out / "report.html").read_text()
+        assert page.count("data:image/jpeg;base64,") == 3
+        assert "<td>dog</td><td>car</td>" in page, "the confused pair"
+        assert "47.70" in page, "the published figure"
+        worst = min(content["images"], key=lambda row: row[figure])
+        assert page.index(f"dataset[{worst['number']}].image") == min(
+            page.index(f"dataset[{row['number']}].image") for row in content["images"]
+        )
+        assert "http" not in page.replace("http-equiv", ""), "nothing is fetched"
+
+
+def test_a_report_of_instances(segments_root, recipe, tmp_path):
+    recipe = recipe.vary(task="instance", model=dict(num_classes=2))
+    figures = evaluate(ColorReader(2), recipe, segments_root, out=tmp_path / "out")
+    assert figures == evaluate(ColorReader(2), recipe, segments_root)
+    assert "Classes by AP" in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(ValueError, match="of one process"):
+        evaluate(ColorReader(2), recipe, segments_root, out=tmp_path / "out", world_size=2)

@@ -10,10 +10,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from m2f_lab.data import Dataset, Sample, open_dataset
-from m2f_lab.evaluation.measures import MEASURES
+from m2f_lab.evaluation.measures import MEASURES, Measure
+from m2f_lab.evaluation.report import Report
 from m2f_lab.inference.predict import Model, evaluating
 from m2f_lab.recipes import Recipe
 from m2f_lab.references import is_reference, resolve_loaded
+from m2f_lab.structures import Prediction
 
 
 def evaluate(
@@ -24,6 +26,7 @@ def evaluate(
     split: str | None = None,
     limit: int | None = None,
     progress: bool = False,
+    out: str | Path | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> dict:
@@ -36,6 +39,8 @@ def evaluate(
         split: of the folder, "val" (by default) or "train"
         limit: only the first so many images
         progress: show a progress bar
+        out: a folder for evaluation.json (these figures, and one for each image) and report.html (classes, confusions,
+            the worst images); of one process
         rank, world_size: with several processes, each measures every `world_size`-th image, and the counts are added
             up over `torch.distributed`; all of them must call this function, and all return the same
 
@@ -47,6 +52,8 @@ def evaluate(
         ValueError: model and data set have different numbers of classes, the data set has no annotation for the
             recipe's task, or a split was given with a data set.
     """
+    if out is not None and world_size > 1:
+        raise ValueError("A report holds the images of one process; evaluate without out=, or in one process.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is a positive number of images, got {limit}.")
     dataset = _opened(recipe, data, split)
@@ -59,6 +66,7 @@ def evaluate(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     indices = range(rank, count, world_size)
     measure = MEASURES[recipe.task](dataset.classes, recipe.evaluation)
+    report = None if out is None else Report(recipe, dataset)
     samples = tqdm(
         _read_ahead(dataset, indices, recipe.data.num_workers),
         desc=f"evaluate {dataset}", total=len(indices), unit="image", disable=not progress,
@@ -75,13 +83,30 @@ def evaluate(
             if counted is not None:
                 counted.result()  # raises what went wrong
             # Count while the model runs on the next image: on a fast GPU, counting takes a tenth of the time.
-            counted = beside.submit(measure.update, predictions, sample, index)
+            counted = beside.submit(_count, measure, report, predictions, sample, index)
         if counted is not None:
             counted.result()
     if world_size > 1:
         for evaluator in measure.evaluators:
             evaluator.all_reduce()
-    return measure.result()
+    figures = measure.result()
+    if report is not None:
+        report.write(out, figures, measure.matrix)
+    return figures
+
+
+def _count(
+    measure: Measure, report: Report | None, predictions: tuple[Prediction, ...], sample: Sample, number: int
+) -> None:
+    """Count an image; for a report, on its own first."""
+    if report is None:
+        measure.update(predictions, sample, number)
+        return
+    alone = type(measure)(measure.classes, measure.config)
+    alone.update(predictions, sample, number)
+    report.add(number, sample, predictions, alone.result())
+    for evaluator, other in zip(measure.evaluators, alone.evaluators, strict=True):
+        evaluator.merge(other)
 
 
 def _opened(recipe: Recipe, data: str | Path | Dataset, split: str | None) -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from m2f_lab.data import Classes, Sample, Segments
 from m2f_lab.evaluation.instance import InstanceEvaluator
@@ -19,6 +20,8 @@ from m2f_lab.structures import Prediction
 class Measure(Protocol):
     """A task's predictions and evaluators."""
 
+    classes: Classes
+    config: EvaluationConfig
     evaluators: tuple
 
     def has_truth(self, sample: Sample) -> bool:
@@ -32,6 +35,10 @@ class Measure(Protocol):
 
     def result(self) -> dict:
         """The figures so far, in percent, with "num_images" and "classes"."""
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """Pixels by true and predicted class, where label maps are counted. int64 [K, K]"""
 
 
 class SemanticMeasure:
@@ -53,6 +60,10 @@ class SemanticMeasure:
     def result(self) -> dict:
         return self.evaluators[0].result()
 
+    @property
+    def matrix(self) -> Tensor:
+        return self.evaluators[0].matrix
+
 
 class InstanceMeasure:
     """Scored masks that may overlap: AP."""
@@ -72,6 +83,8 @@ class InstanceMeasure:
 
     def result(self) -> dict:
         return self.evaluators[0].result()
+
+    matrix = None
 
 
 class PanopticMeasure:
@@ -121,6 +134,10 @@ class PanopticMeasure:
             "num_images": panoptic["num_images"],
             "classes": classes,
         }
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.evaluators[2].matrix
 
 
 MEASURES = {"semantic": SemanticMeasure, "panoptic": PanopticMeasure, "instance": InstanceMeasure}

@@ -24,7 +24,7 @@ from m2f_lab.data import Classes, overlay
 from m2f_lab.data.dataset import files_below, image_files
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.inference.predict import Model, predict
-from m2f_lab.structures import Prediction
+from m2f_lab.structures import IGNORE, Prediction
 
 
 def predict_files(
@@ -66,7 +66,7 @@ def predict_files(
         content = _WRITERS[task](prediction, out, name)
         if overlays:
             target = _made(out / "overlays" / f"{name}.jpg")
-            Image.fromarray(overlay(image, _labels(prediction), classes)).save(target)
+            Image.fromarray(overlay(image, label_map_of(prediction), classes)).save(target)
         _write_json(record, {"file_name": path.name, "height": image.shape[0], "width": image.shape[1]} | content)
     return _JOINERS[task](out, list(names), classes)
 
@@ -153,18 +153,23 @@ def _records(out: Path, names: Iterable[str]) -> Iterator[tuple[int, str, dict]]
         yield number, name, json.loads((out / "images" / f"{name}.json").read_text())
 
 
-def _labels(prediction: Prediction) -> np.ndarray:
-    """The class of each pixel, 255 where nothing was found; of instances that overlap, that of the best."""
+def label_map_of(prediction: Prediction, score: float = 0.5) -> np.ndarray:
+    """The class of each pixel for the eye, 255 where nothing was found. [H, W]
+
+    Args:
+        prediction: of any task; of instances that overlap, the best is shown
+        score: least score of an instance that is shown
+    """
     if prediction.label_map is not None:
         return prediction.label_map
     if prediction.segments_map is not None:
-        table = np.full(1 + max((s.id for s in prediction.segments), default=0), 255, np.uint8)
+        table = np.full(1 + max((s.id for s in prediction.segments), default=0), IGNORE, np.uint8)
         for segment in prediction.segments:
             table[segment.id] = segment.label
         return table[prediction.segments_map]
-    labels = np.full(prediction.masks.shape[1:], 255, np.uint8)
+    labels = np.full(prediction.masks.shape[1:], IGNORE, np.uint8)
     for number in reversed(range(len(prediction.segments))):
-        if prediction.segments[number].score >= 0.5:
+        if prediction.segments[number].score >= score:
             labels[prediction.masks[number]] = prediction.segments[number].label
     return labels
 
