@@ -30,6 +30,7 @@ from m2f_lab import ops, recipes
 from m2f_lab.data import Classes, audit, distinct_colors, open_dataset
 from m2f_lab.data.prepare import KINDS, prepare
 from m2f_lab.evaluation import evaluate
+from m2f_lab.evaluation.score import SCORES
 from m2f_lab.inference.files import predict_files
 from m2f_lab.recipes import TASKS, Recipe
 from m2f_lab.references import reference_to, resolve, resolve_file
@@ -121,6 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--first-id", type=int, choices=(0, 1), help="of label maps: 0 with 255, or 1 with 0 unlabelled"
     )
     command.set_defaults(run=cli_prepare)
+
+    _add_score(commands)
     return parser
 
 
@@ -130,6 +133,19 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
         help="of the model, under autocast; auto: bfloat16 on GPUs that have it; masks and classes are combined in "
         "float32 in any case",
     )  # fmt: skip
+
+
+def _add_score(commands) -> None:
+    command = commands.add_parser("score", help="measure files of results", description=cli_score.__doc__)
+    command.add_argument("benchmark", choices=tuple(SCORES), help="whose figures")
+    command.add_argument("truth", type=Path, metavar="TRUTH", help="JSON file; of Cityscapes a folder, gtFine/val")
+    command.add_argument("results", type=Path, metavar="RESULTS", help="JSON file; of Cityscapes a folder")
+    for name in ("truth", "results"):
+        command.add_argument(
+            f"--{name}-pictures", type=Path, metavar="DIR",
+            help=f"panoptic: folder of the PNGs of {name.upper()}; by default named like it, without .json",
+        )  # fmt: skip
+    command.set_defaults(run=cli_score)
 
 
 def _add_recipe(command: argparse.ArgumentParser, trains: bool, by_position: bool = True) -> None:
@@ -263,6 +279,19 @@ def cli_prepare(options: argparse.Namespace) -> int:
         options.source, options.out, options.kind, options.split, classes=options.classes, first_id=options.first_id
     )
     print(f'Everything is in {out}; open_dataset("folder", "{out}", "{options.split}") opens it.')
+    return 0
+
+
+def cli_score(options: argparse.Namespace) -> int:
+    """Measure result files of any origin, and print one JSON object.
+
+    Figures have the names of the benchmarks' own code; they are fractions, or null where there is nothing to measure.
+    """
+    pictures = (options.truth_pictures, options.results_pictures)
+    if options.benchmark != "panoptic" and any(pictures):
+        raise ValueError(f"Folders of pictures belong to panoptic, not to {options.benchmark}.")
+    given = pictures if options.benchmark == "panoptic" else ()
+    print(json.dumps(SCORES[options.benchmark](options.truth, options.results, *given), indent=1, ensure_ascii=False))
     return 0
 
 

@@ -2,9 +2,9 @@
 
 D predicted instances, T true ones, U = 10 overlaps asked for, H/W height/width.
 
-Semantic segmentation has two figures, for classes and for categories (flat, construction, …). IoU counts pixels over the
-whole data set. In iIoU, the pixels of a true instance weigh as much as those of an instance of average size: found and
-missed pixels are multiplied by (average size of the class) / (size of this instance), invented ones are not.
+Semantic segmentation has two figures, for classes and for categories (flat, construction, …). IoU counts pixels over
+the whole data set. In iIoU, the pixels of a true instance weigh as much as those of an instance of average size: found
+and missed pixels are multiplied by (average size of the class) / (size of this instance), invented ones are not.
 
 Average precision (AP) is not COCO's. For each class and overlap, a predicted instance finds a true one if their
 intersection over union exceeds the overlap. Of several that find the same one, that of the largest confidence is right
@@ -139,12 +139,12 @@ class CityscapesPixelEvaluator:
             class_instances[name] = _ratio(found[label], found[label] + missed[label] + invented) if weighed else None
         of_category, category_instances = {}, {}
         for number, name in enumerate(CATEGORIES):
-            own, rows = (_CATEGORY == number) & EVALUATED, categories == number
+            own, rows = (number == _CATEGORY) & EVALUATED, categories == number
             true, right = int(counted[rows].sum()), int(counted[rows][:, own].sum())
             invented = int(counted[~rows][:, own].sum())
             of_category[name] = _ratio(right, true + invented)
             # the scripts add caravans and trailers here, which they do not above
-            invented = int(counted[~rows][:, _CATEGORY == number].sum())
+            invented = int(counted[~rows][:, number == _CATEGORY].sum())
             total = found_category[number] + missed_category[number] + invented
             weighed = not self.without_instances and number in _WITH_INSTANCES
             category_instances[name] = _ratio(found_category[number], total) if weighed else None

@@ -212,7 +212,8 @@ def _overlap(truth: _Segments, predicted: _Segments) -> np.ndarray:
     starts = np.flatnonzero(begins)
     lengths = np.diff(starts, append=true.size)
     shape = len(truth.ids), len(predicted.ids)
-    pairs = truth.positions(true[starts]) * shape[1] + predicted.positions(said[starts])
+    pairs = truth.positions(true[starts].astype(np.int64)) * shape[1]
+    pairs += predicted.positions(said[starts].astype(np.int64))
     return np.bincount(pairs, lengths, shape[0] * shape[1]).reshape(shape)
 
 

@@ -9,6 +9,7 @@ usually larger, number. The definitions are those of detectron2's SemSegEvaluato
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,17 +50,17 @@ class SemanticEvaluator:
 
         Args:
             prediction: a semantic Prediction or its label map, classes 0…K-1. [H, W]
-            label_map: the truth, classes 0…K-1, or 255 for pixels that do not count. uint8 [H, W]
+            label_map: the truth, classes 0…K-1, or 255 for pixels that do not count. Any integers. [H, W]
 
         Raises:
-            ValueError: the sizes differ, or one of the maps holds a number that is no class.
+            ValueError: the sizes differ, a map is not of integers, or it holds a number that is no class.
         """
         predicted = prediction.label_map if isinstance(prediction, Prediction) else prediction
         if predicted is None:
             raise ValueError(
                 f'A prediction of task="{prediction.task}" has no label_map; predict with task="semantic".'
             )
-        predicted, truth = _tensor(predicted), _tensor(label_map)
+        predicted, truth = _tensor("prediction", predicted), _tensor("truth", label_map)
         if predicted.shape != truth.shape:
             raise ValueError(
                 f"The prediction is {list(predicted.shape)}, the truth {list(truth.shape)}: they are compared at the "
@@ -113,11 +114,20 @@ class SemanticEvaluator:
             "accuracy" and "share" of the labelled pixels. A class that the truth never holds has no IoU and no
             accuracy (None) and is left out of the means, even where it was predicted; those pixels lower the IoU
             of the classes that they belong to. Without one labelled pixel all means are None.
+
+        With one class, every figure is 100 whatever the model: a warning says so.
         """
         correct = self.matrix.diagonal().double()
         true = self.matrix.sum(1).double()
         predicted = self.matrix.sum(0).double()
         total = true.sum()
+        if self.num_classes == 1:
+            warnings.warn(
+                f"With one class ({self.class_names[0]}), any model has an mIoU of 100 %: pixels of the background are "
+                "255, which is not evaluated. Make the background a class of its own, or train and evaluate with "
+                'task="instance" or task="panoptic".',
+                stacklevel=2,
+            )
         present = true > 0
         iou = correct / (true + predicted - correct)  # NaN where the class is nowhere
         accuracy = correct / true
@@ -144,6 +154,22 @@ class SemanticEvaluator:
         }
 
 
-def _tensor(values: np.ndarray | Tensor) -> Tensor:
-    """Convert, without a copy where possible; PyTorch takes neither read-only nor mirrored arrays."""
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
+def _tensor(name: str, values: np.ndarray | Tensor) -> Tensor:
+    """A map of integers: uint8 without a copy where possible, all others as int64.
+
+    PyTorch takes neither read-only nor mirrored arrays, and hardly computes with uint16, uint32 and uint64.
+    """
+    if isinstance(values, Tensor):
+        is_integer = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    else:
+        values = np.asarray(values)
+        is_integer = values.dtype.kind in "iu"
+    if values.ndim != 2 or not is_integer:
+        raise ValueError(
+            f"The {name} is {str(values.dtype).removeprefix('torch.')} {list(values.shape)}, expected a map of "
+            "classes, integers [H, W]."
+        )
+    if isinstance(values, Tensor):
+        return values if values.dtype == torch.uint8 else values.long()
+    values = values if values.dtype == np.uint8 else values.astype(np.int64)
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))
