@@ -129,7 +129,7 @@ def naive_precision(images: list, label: int, overlap: float) -> float | None:
             if not hits:
                 share = (mask & np.isin(ids, void)).sum()
                 for value in ignored:
-                    times = (value < 1000) + (regions[value].sum() < 100)
+                    times = int(value < 1000) + int(regions[value].sum() < 100)
                     share += times * (mask & regions[value]).sum()
                 if share / mask.sum() <= overlap:
                     verdicts.append((score, False))

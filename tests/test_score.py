@@ -328,7 +328,7 @@ def street(root: Path, names=("ulm_000000_000001", "ulm_000000_000002")) -> tupl
     truth, results = root / "truth", root / "results"
     (truth / "ulm").mkdir(parents=True)
     results.mkdir()
-    ids = np.full((20, 30), 7, np.int32)
+    ids = np.full((20, 30), 7, np.uint16)
     ids[:15, :15] = 26001
     for name in names:
         Image.fromarray(ids).save(truth / "ulm" / f"{name}_gtFine_instanceIds.png")
