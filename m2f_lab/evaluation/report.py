@@ -85,7 +85,7 @@ class Report:
     def _overview(self, figures: dict) -> str:
         published = self.recipe.published
         rows = [
-            (name, _percent(value), _percent(published.get(name)))
+            (name, _percent(value), _percent(published.get(name, published.get(f"{name}_pan"))))
             for name, value in figures.items()
             if name not in ("num_images", "classes")
         ]
