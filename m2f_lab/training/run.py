@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -119,10 +118,14 @@ class Run:
         return folder
 
 
-def leading_metric(evaluations: Iterable[dict]) -> str:
-    """Name of the figure that rows of evaluations are led by: "PQ", "AP" or "mIoU", the first that they have."""
-    found = {name for row in evaluations for name in row}
-    return next((name for name in ("PQ", "AP") if name in found), "mIoU")
+def leading_metric(row: dict) -> str:
+    """Name of the figure that an evaluation is led by: "PQ", "AP" or "mIoU", the first that it has."""
+    return next((name for name in ("PQ", "AP") if name in row), "mIoU")
+
+
+def leading_figure(row: dict) -> float | None:
+    """The figure itself, in percent; None where there was nothing to measure."""
+    return row[leading_metric(row)]
 
 
 def read_rows(file: Path) -> list[dict]:

@@ -18,7 +18,7 @@ from m2f_lab.data import Classes
 from m2f_lab.data.colors import colorize
 from m2f_lab.explore.plots.charts import loss_terms
 from m2f_lab.explore.plots.theme import PALETTE, SMALL, TEXT, TITLE, NotebookFigure, chart_grid, class_legend, dress
-from m2f_lab.training.run import leading_metric
+from m2f_lab.training.run import leading_figure, leading_metric
 
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of the terms, where colours stand for runs
 WIDTH, CHARTS = 12.4, 4.9  # inches: of a figure of progress, and how high its charts are
@@ -88,7 +88,7 @@ def training_progress(
     ):
         _line(ax, iterations, [row.get(name, math.nan) for row in steps], text, color)
         ax.set_ylim(bottom=0)
-    end = max([1, *iterations, *(row["iteration"] for row, _ in _measured(evaluations))])
+    end = max([1, *iterations, *(row["iteration"] for row in _measured(evaluations))])
     for ax in axes.flat:
         dress(ax)
         ax.set_xlim(0, end * 1.02)
@@ -113,7 +113,7 @@ def _lines_of_predictions(ax: Axes, steps: Sequence[dict], term: str, prediction
 
 def _top(evaluations: Sequence[dict]) -> float:
     """End of an axis of percent: above the largest figure, but at most a hundred."""
-    return min(100.0, max(10.0, 1.15 * max((figure for _, figure in _measured(evaluations)), default=100.0)))
+    return min(100.0, max(10.0, 1.15 * max(map(leading_figure, _measured(evaluations)), default=100.0)))
 
 
 def _strip(
@@ -155,17 +155,15 @@ def compared_runs(runs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]], tit
         looks = {term: {"color": color, "linestyle": dashes} for term, dashes in terms.items()}
         _course(axes[:4], run, looks, (color,) * 3)
         _course(axes[4:], run, looks, (color,) * 3, seconds)
-    top = max((_top(evaluations) for _, evaluations in runs.values()), default=100.0)
     for number, ax in enumerate(axes):
         ax.set_xlim(left=0)
         ax.set_xlabel("iteration" if number < 4 else f"{unit} of training")
-        if number % 4 == 2:
-            ax.set_ylim(0, top)
+    for ax in axes[2::4]:
+        ax.set_ylim(0, max((_top(evaluations) for _, evaluations in runs.values()), default=100.0))
     for term, dashes in terms.items():
         axes[1].plot([], [], color="#555555", linestyle=dashes, linewidth=1.3, label=term)
     axes[1].legend(fontsize=SMALL, frameon=False)
-    place = {"loc": "outside lower center", "ncols": min(len(runs), 4)}
-    figure.legend(axes[0].lines, list(runs), fontsize=TEXT, frameon=False, **place)
+    figure.legend(axes[0].lines, list(runs), fontsize=TEXT, frameon=False, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -176,22 +174,19 @@ def _course(
 
     `looks` are those of the terms, `shades` the colours of the other three.
     """
-    steps, measured = run[0], _measured(run[1])
-    evaluated = [row for row, _ in measured]
+    steps, evaluated = run[0], _measured(run[1])
     at, after = ([row["seconds"] / unit if unit else row["iteration"] for row in rows] for rows in (steps, evaluated))
     _line(axes[0], at, [row["loss"] for row in steps], "loss, weighted sum", shades[0])
     for term, look in looks.items():
         _line(axes[1], at, [mean_term(row, term) for row in steps], "terms, mean of predictions", **look)
-    title = f"{leading_metric(run[1])} in percent"
-    _line(axes[2], after, [figure for _, figure in measured], title, shades[1], marker="o")
+    metric = leading_metric((evaluated or [{}])[0])
+    _line(axes[2], after, list(map(leading_figure, evaluated)), f"{metric} in percent", shades[1], marker="o")
     _line(axes[3], at, [row.get("learning_rate", math.nan) for row in steps], "learning rate", shades[2])
     axes[3].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
 
-def _measured(evaluations: Sequence[dict]) -> list[tuple[dict, float]]:
-    """Rows that have the figure of their task, and the figure."""
-    metric = leading_metric(evaluations)
-    return [(row, row[metric]) for row in evaluations if row[metric] is not None]
+def _measured(evaluations: Sequence[dict]) -> list[dict]:
+    return [row for row in evaluations if leading_figure(row) is not None]
 
 
 def _line(ax: Axes, x: Sequence[float], y: Sequence[float], title: str, color: str, **style) -> None:

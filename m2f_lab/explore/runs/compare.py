@@ -58,8 +58,8 @@ class Comparison:
     @property
     def table(self) -> Table:
         """One row per run: its progress, its best and last mIoU, and the fields that differ."""
-        metric = " or ".join(sorted({run.recipe.metric for run in self.runs.values()}))
-        header = ("run", "iterations", "time", f"best {metric}", "at", f"last {metric}", *self.differences)
+        name = " or ".join(sorted({run.recipe.metric for run in self.runs.values()}))
+        header = ("run", "iterations", "time", f"best {name}", "at", f"last {name}", *self.differences)
         return Table(tuple((name, "") for name in header), tuple(map(self._row, self.runs)))
 
     def _row(self, name: str) -> tuple[str, ...]:

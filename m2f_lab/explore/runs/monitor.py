@@ -16,6 +16,7 @@ from m2f_lab.explore.runs.history import History, RowFile, format_duration, time
 from m2f_lab.explore.runs.snapshots import Snapshots, evenly_spaced
 from m2f_lab.inference.images import as_rgb
 from m2f_lab.training import Run
+from m2f_lab.training.run import leading_figure, leading_metric
 
 STRIP = 7
 """At most so many iterations are shown side by side in the strip of predictions."""
@@ -178,8 +179,8 @@ class LiveMonitor:
             return f"{self._name}: waiting for the first step"
         left = time_left(self.history.steps, self._max_iterations)
         parts = [f"{self._name}: step {row['iteration']} of {self._max_iterations}", f"loss {row['loss']:.2f}"]
-        last, metric = self.history.evaluations[-1:], self._run.recipe.metric
-        parts += [f"{metric} {evaluation[metric]:.1f} %" for evaluation in last if evaluation[metric] is not None]
+        last = [row for row in self.history.evaluations[-1:] if leading_figure(row) is not None]
+        parts += [f"{leading_metric(row)} {leading_figure(row):.1f} %" for row in last]
         parts += [f"{row['images_per_second']:.1f} images/s", f"{row['memory_gib']:.1f} GiB of memory"]
         if row["iteration"] < self._max_iterations and left is not None:
             parts.append(f"{format_duration(left)} left")
