@@ -183,3 +183,43 @@ def test_mostly_ignored(tmp_path: Path) -> None:
     label = np.zeros((12, 16), np.uint8)
     label[0] = np.arange(16) % 5
     assert any("% of the pixels are ignored" in hint for hint in audit_folder(tmp_path, label).hints)
+
+
+def test_masks_of_0_and_255_are_not_called_shifted(tmp_path: Path) -> None:
+    """Adding 1 would make the object void and the background the class."""
+    label = np.zeros((12, 16), np.uint8)
+    label[3:9, 4:12] = 255
+    root = write_folder(tmp_path, label=label)
+    (root / "classes.txt").write_text("object\n")
+    report = audit(open_dataset("folder", root, "train", strict=False))
+    assert not any("one too low" in hint for hint in report.hints)
+    (hint,) = [hint for hint in report.hints if "0 and 255 only" in hint]
+    assert "label = 1 + (label > 0)" in hint
+    for path in (root / "annotations").rglob("*.png"):
+        write(path, (1 + (label > 0)).astype(np.uint8))
+    (root / "classes.txt").write_text("background\nobject\n")
+    dataset = open_dataset("folder", root, "train")
+    np.testing.assert_array_equal(dataset[0].label_map == 1, label == 255)
+    assert not any("0 and 255" in hint for hint in audit(dataset).hints)
+
+
+def test_labels_of_other_formats_are_named(tmp_path: Path) -> None:
+    root = write_folder(tmp_path)
+    write(root / "annotations/training/001.jpg", raw_label())
+    (root / "annotations/training/001.png").unlink()
+    report = audit(open_dataset("folder", root, "train", strict=False))
+    assert any("1 labels are not PNG: 001.jpg. JPEG changes ids" in hint for hint in report.hints)
+
+
+def test_an_image_too_large_for_pillow_is_not_called_truncated(tmp_path: Path, monkeypatch) -> None:
+    root = write_folder(tmp_path)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 12 * 16 // 2 - 1)
+    with pytest.raises(DataError, match=r"000\.png is larger than Pillow opens .*Cut it .*MAX_IMAGE_PIXELS = None"):
+        open_dataset("folder", root, "train")[0]
+
+
+def test_too_many_classes_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    root = write_folder(tmp_path)
+    (root / "classes.txt").write_text("".join(f"kind {number}\n" for number in range(255)))
+    with pytest.raises(DataError, match=r"classes\.txt names 255 classes.*8 bits.*Merge rare classes"):
+        open_dataset("folder", root, "train")

@@ -22,6 +22,7 @@ from m2f_lab.data.dataset import (
     SegmentDataset,
     abbreviate,
     check_same_size,
+    image_files,
     orientation,
     read_image,
     shared_labels,
@@ -266,6 +267,8 @@ def _looks_shifted_down(report: AuditReport) -> str | None:
     last = len(report.dataset.classes)
     if report.dataset.name == "cityscapes" or last in report.counts or 0 not in report.counts:
         return None
+    if set(report.counts) == {0, 255}:  # adding 1 would make an object's mask void, see _looks_binary
+        return None
     if 255 in report.counts or report.share(0) > 0.12 or report.never_seen == [last - 1]:
         also = ", and 255 occurs, the usual id of ignored pixels" if 255 in report.counts else ""
         return (
@@ -274,6 +277,17 @@ def _looks_shifted_down(report: AuditReport) -> str | None:
             "0…K-1 already must be shifted back: add 1, and make 255 a 0."
         )
     return None
+
+
+def _looks_binary(report: AuditReport) -> str | None:
+    """No ids but 0 and 255: a mask of an object more often than one class and void."""
+    if report.dataset.name == "cityscapes" or set(report.counts) != {0, 255} or 255 in report.train_ids:
+        return None
+    return (
+        "The labels hold 0 and 255 only. If they are masks, 255 being the object, name two classes in classes.txt, "
+        "background and object, and write label = 1 + (label > 0); "
+        "python -m m2f_lab prepare --kind binary does it. If 255 is unlabelled and 0 the only class, add 1 to all ids."
+    )
 
 
 def _looks_shifted_up(report: AuditReport) -> str | None:
@@ -318,6 +332,18 @@ def _looks_interpolated(report: AuditReport) -> str | None:
     )
 
 
+def _labels_of_other_formats(report: AuditReport) -> str | None:
+    annotations = report.dataset.root / "annotations"
+    found = [path for path in image_files(report.dataset.left_out) if path.is_relative_to(annotations)]
+    found = [path for path in found if path.suffix.lower() != ".png"]
+    if not found:
+        return None
+    return (
+        f"{len(found)} labels are not PNG: {abbreviate(path.name for path in found)}. JPEG changes ids near edges, so "
+        "export those again from their source; other formats can be saved as PNG as they are."
+    )
+
+
 def _turned(report: AuditReport) -> str | None:
     if not report.turned:
         return None
@@ -350,10 +376,11 @@ def _mostly_ignored(report: AuditReport) -> str | None:
 
 
 _OF_IDS: tuple[Callable[[AuditReport], str | None], ...] = (
+    _looks_binary,
     _looks_shifted_down,
     _looks_shifted_up,
     _names_unlabelled,
     _looks_like_train_ids,
     _looks_interpolated,
 )
-_OF_ALL = (_mostly_ignored, _turned, _empty_segments, _overlapping_segments)
+_OF_ALL = (_mostly_ignored, _labels_of_other_formats, _turned, _empty_segments, _overlapping_segments)

@@ -378,6 +378,11 @@ def _explaining_failure(path: str | Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path} is larger than Pillow opens ({2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels). Cut it and its "
+            "label into tiles; or, if you trust the file, set PIL.Image.MAX_IMAGE_PIXELS = None in your script."
+        ) from error
     # Pillow raises OSError, SyntaxError, ValueError and others, depending on the format and on where it is broken.
     except Exception as error:
         raise DataError(

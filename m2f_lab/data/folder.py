@@ -125,7 +125,10 @@ def parse_classes(text: str, source: str) -> Classes:
         if kind == "thing":
             things.add(index)
     if not 0 < len(names) < IGNORE:
-        raise DataError(f"{source} names {len(names)} classes; there must be 1 to {IGNORE - 1}.")
+        raise DataError(
+            f"{source} names {len(names)} classes; there must be 1 to {IGNORE - 1}, because a label map has 8 bits and "
+            f"{IGNORE} is for ignored pixels. Merge rare classes, or make their pixels 0, which is unlabelled."
+        )
     if len(colors) < len(names):
         colors = dict(enumerate(distinct_colors(len(names)))) | colors
     return Classes(tuple(names), tuple(colors[index] for index in range(len(names))), frozenset(things))
