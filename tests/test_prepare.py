@@ -156,3 +156,57 @@ def test_the_command_line_prepares_real_microscopy(tmp_path, capsys):
     assert len(dataset) == 6
     for folder, sample in zip(sorted(NUCLEI.iterdir()), dataset, strict=True):
         assert len(sample.segments) == len(list((folder / "masks").iterdir()))
+
+
+@pytest.mark.parametrize(("first_id", "wrong"), [(0, 256), (0, 254), (1, 256), (1, 255)])
+def test_ids_are_never_cut_to_eight_bits(tmp_path, first_id, wrong):
+    write(tmp_path / "images" / "a.png", picture())
+    write(tmp_path / "labels" / "a.png", np.full((12, 16), wrong, np.uint16))
+    with pytest.raises(DataError, match=rf"a\.png holds the ids {wrong}; with first_id={first_id}"):
+        prepare(tmp_path, tmp_path / "out", "label_maps", classes=write_classes(tmp_path), first_id=first_id)
+
+
+def test_names_with_dots_keep_their_own_labels(tmp_path):
+    for number in (1, 2):
+        write(tmp_path / "images" / f"photo.v{number}.png", picture(seed=number))
+        write(tmp_path / "labels" / f"photo.v{number}.png", np.full((12, 16), number, np.uint8))
+    out = prepare(tmp_path, tmp_path / "out", "label_maps", classes=write_classes(tmp_path), first_id=1)
+    assert [sample.label_map[0, 0] for sample in open_dataset("folder", out, "train")] == [0, 1]
+
+
+def test_two_images_never_share_a_label(tmp_path):
+    for suffix in ("png", "bmp"):
+        write(tmp_path / "images" / f"a.{suffix}", picture())
+    write(tmp_path / "masks" / "a.png", labels())
+    with pytest.raises(DataError, match=r"a\.bmp and .*a\.png would share the label a\.png"):
+        prepare(tmp_path, tmp_path / "out", "binary")
+
+
+def test_an_image_without_its_folder_of_masks_is_not_an_empty_one(tmp_path):
+    write(tmp_path / "x" / "images" / "x.png", picture())
+    with pytest.raises(DataError, match=r"x\.png has no masks: there is no folder .*masks"):
+        prepare(tmp_path, tmp_path / "out", "masks")
+    (tmp_path / "x" / "masks").mkdir()
+    out = prepare(tmp_path, tmp_path / "out", "masks", "val")
+    assert len(open_dataset("folder", out, "val", task="instance")[0].segments) == 0
+
+
+@pytest.mark.parametrize("kind", ["binary", "masks"])
+def test_labels_of_another_size_are_named(tmp_path, kind):
+    image = {"binary": "images/a.png", "masks": "a/images/a.png"}[kind]
+    mask = {"binary": "masks/a.png", "masks": "a/masks/0.png"}[kind]
+    write(tmp_path / image, picture())
+    write(tmp_path / mask, np.ones((9, 10), np.uint8))
+    with pytest.raises(DataError, match=r"a\.png is 16 × 12 pixels, but its label is 10 × 9"):
+        prepare(tmp_path, tmp_path / "out", kind)
+
+
+def test_splits_of_a_folder_share_their_classes(tmp_path):
+    write(tmp_path / "images" / "a.png", picture())
+    write(tmp_path / "labels" / "a.png", labels())
+    classes = write_classes(tmp_path)
+    prepare(tmp_path, tmp_path / "out", "label_maps", classes=classes, first_id=1)
+    prepare(tmp_path, tmp_path / "out", "label_maps", "val", classes=classes, first_id=1)
+    classes.write_text("road\nsky\ncar\ntree\n")
+    with pytest.raises(DataError, match=r"out/classes\.txt names other classes"):
+        prepare(tmp_path, tmp_path / "out", "label_maps", "val", classes=classes, first_id=1)

@@ -85,6 +85,8 @@ def prepare(
         raise ValueError(f"kind is one of {tuple(KINDS)} and split of {tuple(_FOLDERS)}, got {kind!r} and {split!r}.")
     out = Path(out).expanduser()
     given = Source(Path(source).expanduser(), None if classes is None else Path(classes).expanduser(), first_id)
+    if given.classes:
+        read_classes(given.classes)  # before anything is written
     text = given.classes.read_text(encoding="utf-8-sig") if given.classes else _DEFAULT_CLASSES.get(kind)
     if text is None:
         raise ValueError(f"kind={kind!r} needs classes=, the classes.txt of the new folder: a name in each line.")
@@ -93,8 +95,9 @@ def prepare(
         raise DataError(
             f"There are no images of kind {kind!r} in {given.root}; m2f_lab.data.prepare shows the layouts."
         )
+    _check_names(items)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "classes.txt").write_text(text)
+    _write_classes(out / "classes.txt", text)
     for item in tqdm(items, desc=f"prepare {kind}", unit="image", disable=None):
         image = out / "images" / _FOLDERS[split] / f"{item.name}{item.image.suffix}"
         if not image.is_file():  # it is written last
@@ -102,12 +105,37 @@ def prepare(
     return out
 
 
+def _check_names(items: list[Labelled]) -> None:
+    """Raise a DataError if the labels of two images would have one name."""
+    first: dict[str, Path] = {}
+    for item in items:
+        other = first.setdefault(item.name, item.image)
+        if other != item.image:
+            raise DataError(f"{other} and {item.image} would share the label {item.name}.png; rename one of them.")
+
+
+def _write_classes(path: Path, text: str) -> None:
+    """Write the classes, which the splits of a folder share."""
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise DataError(
+            f"{path} names other classes than those given, and the labels beside it hold their ids. Give the same "
+            "classes for all splits, or choose another folder."
+        )
+    path.write_text(text, encoding="utf-8")
+
+
 def _write(item: Labelled, image: Path, out: Path, split: str) -> None:
     label_map, masks = item.read()
+    size = read_image(item.image).shape[:2]
+    for found in [*([] if label_map is None else [label_map]), *(masks or [])]:
+        if found.shape != size:
+            raise DataError(
+                f"{item.image} is {size[1]} × {size[0]} pixels, but its label is {found.shape[1]} × {found.shape[0]}. "
+                "Labels must have the size of their image."
+            )
     if label_map is not None:
         _save(label_map, out / "annotations" / split / f"{item.name}.png")
     if masks is not None:
-        size = read_image(item.image).shape[:2]
         if masks and np.sum(masks, axis=0).max() > 1:  # what overlaps has a file each
             for number, mask in enumerate(masks, start=1):
                 _save(255 * mask.astype(np.uint8), out / "instances" / split / item.name / f"{number:04d}.png")
@@ -132,7 +160,7 @@ def _pairs(source: Source, folder: str, suffix: str = ".png") -> Iterator[tuple[
     images = source.root / "images"
     for image in image_files(files_below(images)):
         name = image.relative_to(images).with_suffix("")
-        label = (source.root / folder / name).with_suffix(suffix)
+        label = source.root / folder / f"{name}{suffix}"  # not with_suffix, which cuts a name like photo.v2
         if not label.is_file():
             raise DataError(f"{image} has no label: there is no {label}. Add it, or take the image away.")
         yield str(name), image, label
@@ -148,8 +176,17 @@ def _label_maps(source: Source) -> Iterator[Labelled]:
             f"{abbreviate(found, 12)}: first_id={guess}, by the look of it."
         )
 
+    known = len(read_classes(source.classes).names) if source.classes else IGNORE - 1
+    allowed = [*range(known), IGNORE] if source.first_id == 0 else list(range(known + 1))
+
     def read(label: Path) -> tuple[np.ndarray, None]:
         ids = read_label(label)
+        unknown = np.setdiff1d(ids, allowed).tolist()
+        if unknown:  # as 8 bits, 256 would be 0
+            raise DataError(
+                f"{label} holds the ids {abbreviate(unknown)}; with first_id={source.first_id}, {known} classes have "
+                f"the ids {source.first_id}…{source.first_id + known - 1}. Is first_id right, and every class named?"
+            )
         return (ids.astype(np.uint8) + np.uint8(1) if source.first_id == 0 else ids.astype(np.uint8)), None
 
     for name, image, label in pairs:
@@ -186,7 +223,12 @@ def _binary(source: Source) -> Iterator[Labelled]:
 
 def _masks(source: Source) -> Iterator[Labelled]:
     for image in image_files(source.root.glob("*/images/*")):
-        files = image_files((image.parent.parent / "masks").glob("*"))
+        folder = image.parent.parent / "masks"
+        if not folder.is_dir():
+            raise DataError(
+                f"{image} has no masks: there is no folder {folder}. Add it, empty if there is no instance."
+            )
+        files = image_files(folder.glob("*"))
         yield Labelled(image.stem, image, lambda files=files: (None, [read_label(file) > 0 for file in files]))
 
 
