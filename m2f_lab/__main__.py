@@ -87,17 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_precision(command)
     command.set_defaults(run=cli_evaluate)
 
-    command = commands.add_parser("predict", help="segment images", description=cli_predict.__doc__)
-    command.add_argument("weights", type=Path, metavar="RUN_OR_WEIGHTS", help="a run's folder, or a checkpoint")
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, and folders of them")
-    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
-    command.add_argument("--task", choices=TASKS, help="by default the recipe's")
-    command.add_argument("--overlays", action="store_true", help="also write pictures of the results")
-    command.add_argument("--overwrite", action="store_true", help="predict again what is there")
-    _add_recipe(command, trains=False, by_position=False)
-    _add_precision(command)
-    command.set_defaults(run=cli_predict)
-
     command = commands.add_parser("recipes", help="list the recipes", description=cli_recipes.__doc__)
     command.add_argument("word", nargs="?", default="", metavar="WORD", help="only names that contain this")
     command.set_defaults(run=cli_recipes)
@@ -112,17 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=int, metavar="N", help="read N images only")
     command.set_defaults(run=cli_audit)
 
-    command = commands.add_parser("prepare", help="rewrite your own labels", description=cli_prepare.__doc__)
-    command.add_argument("source", type=Path, metavar="SOURCE", help="the folder of images and labels")
-    command.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    command.add_argument("--kind", required=True, choices=KINDS, help="data/README.md shows the layout of each")
-    command.add_argument("--split", choices=("train", "val"), default="train")
-    command.add_argument("--classes", type=Path, metavar="FILE", help="the classes.txt of the new folder")
-    command.add_argument(
-        "--first-id", type=int, choices=(0, 1), help="of label maps: 0 with 255, or 1 with 0 unlabelled"
-    )
-    command.set_defaults(run=cli_prepare)
-
+    _add_predict(commands)
+    _add_prepare(commands)
     _add_score(commands)
     return parser
 
@@ -133,6 +113,32 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
         help="of the model, under autocast; auto: bfloat16 on GPUs that have it; masks and classes are combined in "
         "float32 in any case",
     )  # fmt: skip
+
+
+def _add_predict(commands) -> None:
+    command = commands.add_parser("predict", help="segment images", description=cli_predict.__doc__)
+    command.add_argument("weights", type=Path, metavar="RUN_OR_WEIGHTS", help="a run's folder, or a checkpoint")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, and folders of them")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
+    command.add_argument("--task", choices=TASKS, help="by default the recipe's")
+    command.add_argument("--overlays", action="store_true", help="also write pictures of the results")
+    command.add_argument("--overwrite", action="store_true", help="predict again what is there")
+    _add_recipe(command, trains=False, by_position=False)
+    _add_precision(command)
+    command.set_defaults(run=cli_predict)
+
+
+def _add_prepare(commands) -> None:
+    command = commands.add_parser("prepare", help="rewrite your own labels", description=cli_prepare.__doc__)
+    command.add_argument("source", type=Path, metavar="SOURCE", help="the folder of images and labels")
+    command.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    command.add_argument("--kind", required=True, choices=KINDS, help="data/README.md shows the layout of each")
+    command.add_argument("--split", choices=("train", "val"), default="train")
+    command.add_argument("--classes", type=Path, metavar="FILE", help="the classes.txt of the new folder")
+    command.add_argument(
+        "--first-id", type=int, choices=(0, 1), help="of label maps: 0 with 255, or 1 with 0 unlabelled"
+    )
+    command.set_defaults(run=cli_prepare)
 
 
 def _add_score(commands) -> None:

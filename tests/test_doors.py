@@ -402,7 +402,7 @@ class TestCommandLine:
             (["debug_tiny", "--recipe", "a.json"], "Name one recipe"),
             ([], "Name a recipe"),
             (["--recipe", "nowhere.py:recipe"], "no file nowhere.py"),
-            (["--recipe", "recipe"], "names no function"),
+            (["--recipe", "recipe"], "no recipe called 'recipe'"),
             (["--recipe", "m2f_lab.recipes:EvaluationConfig"], "returned a EvaluationConfig, expected a Recipe"),
             (["debug_tiny", "--build", "no_such_module:build"], "There is no module 'no_such_module'"),
             (["debug_tiny", "--build", "shutil:rmtree"], "Python's standard library"),

@@ -138,10 +138,10 @@ class TestCommandLine:
         save_weights(model, tmp_path / "weights")
         computed_in = []
 
-        def evaluate(*arguments):
+        def evaluate(*arguments, **options):
             enabled = torch.is_autocast_enabled("cpu")
             computed_in.append(torch.get_autocast_dtype("cpu") if enabled else torch.float32)
-            return real_evaluate(*arguments)
+            return real_evaluate(*arguments, **options)
 
         real_evaluate = cli.evaluate
         monkeypatch.setattr(cli, "evaluate", evaluate)

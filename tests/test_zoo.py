@@ -109,6 +109,8 @@ def evaluation_of(row: dict) -> dict:
     return dict(
         shortest_edge=row["test_resize"]["shortest_edge"],
         longest_edge=row["test_resize"]["max_size"],
+        tile=None,
+        tile_overlap=0.25,
         semantic_order="resize_first" if resizes_first else "combine_first",
         object_mask_threshold=test.get("object_mask_threshold", 0.8),
         overlap_threshold=test.get("overlap_threshold", test.get("iou_thr", 0.8)),
@@ -204,7 +206,7 @@ class TestNames:
             "coco_instance_swin_large", "swin_large_patch4_window12_384.ms_in22k", "1024×1024", "200", "queries",
             "737,500", "iterations", "AP", "50.1,", "boundary_AP", "36.2",
         ]  # fmt: skip
-        assert sum(len(lines) - 1 for lines in groups) == 79 + 2
+        assert sum(len(lines) - 1 for lines in groups) == 79 + 4
 
     def test_command_line_lists_those_with_a_word(self, capsys):
         assert cli.main(["recipes", "semantic_swin_tiny"]) == 0

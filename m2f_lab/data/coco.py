@@ -195,7 +195,7 @@ def open_instances(
     paths = tuple(_image_file(images, known[image]["file_name"]) for image in order)
     title = f"{name} {split} split"
     _check_images(title, [(path, source) for path in paths], images, strict)
-    check_pairs(title, [(path, source) for path in paths], images, strict)
+    check_pairs(title, [(path, path) for path in paths], images, strict)
     return InstanceFile(
         name=name,
         root=root or source.parent,

@@ -208,8 +208,9 @@ def instance(
     size = _checked_size(output, size)
     class_scores = _class_probabilities(output, index)[:, :-1].flatten()  # (Q * K,)
     scores, pairs = class_scores.topk(min(top_k, len(class_scores)))
-    hopeful = scores >= score_threshold  # the quality of its mask can only lower a score
-    scores, pairs = scores[hopeful], pairs[hopeful]
+    if score_threshold > 0:  # the quality of its mask can only lower a score
+        hopeful = scores >= score_threshold
+        scores, pairs = scores[hopeful], pairs[hopeful]
     queries, labels = pairs // output.num_classes, pairs % output.num_classes
     if things is not None:
         is_thing = torch.isin(labels, torch.tensor(sorted(things), dtype=labels.dtype, device=labels.device))

@@ -72,10 +72,9 @@ class Run:
 
     @property
     def best(self) -> dict | None:
-        """The evaluation with the highest `recipe.metric`, whose weights are kept; None before one was measured."""
-        metric = self.recipe.metric
-        measured = [row for row in self.evaluations if row[metric] is not None]
-        return max(measured, key=lambda row: row[metric], default=None)  # the first of several
+        """The evaluation with the highest leading figure, whose weights are kept; None before one was measured."""
+        measured = [row for row in self.evaluations if leading_figure(row) is not None]
+        return max(measured, key=leading_figure, default=None)  # the first of several
 
     @property
     def iteration(self) -> int:
