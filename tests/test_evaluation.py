@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,8 @@ def test_random_maps_agree_with_detectron2s_definitions(num_classes):
         np.uint8
     )
     truth[rng.random(truth.shape) < 0.1] = 255
-    result = measure(num_classes, (predicted, truth))
+    with pytest.warns(UserWarning, match="With one class") if num_classes == 1 else contextlib.nullcontext():
+        result = measure(num_classes, (predicted, truth))
     for name, value in detectron2_result(predicted, truth, num_classes).items():
         assert result[name] == pytest.approx(value, rel=1e-9), name
 
@@ -156,6 +158,37 @@ def test_predictions_tensors_and_wide_integers_are_accepted():
         evaluator = SemanticEvaluator(4)
         evaluator.update(given, truth.astype(np.int32))
         assert evaluator.result() == expected
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int16, np.uint32, np.int64, np.uint64])
+def test_maps_of_any_integers_are_counted_alike(kind):
+    (predicted, truth), expected = random_pairs(1)[0], measure(4, *random_pairs(1))
+    labels = truth if kind == np.int8 else truth.astype(kind)  # int8 holds no 255
+    for said, true in ((predicted.astype(kind), labels), (torch.from_numpy(predicted.astype(kind)), labels)):
+        evaluator = SemanticEvaluator(4)
+        evaluator.update(said, true)
+        assert evaluator.result() == expected
+
+
+def test_maps_of_other_types_and_shapes_are_refused_by_name():
+    good = np.zeros((4, 6), np.uint8)
+    for wrong, named in (
+        (good / 1, r"float64 \[4, 6\]"),
+        (good.astype(bool), r"bool \[4, 6\]"),
+        (torch.zeros(4, 6), r"float32 \[4, 6\]"),
+        (good[None], r"uint8 \[1, 4, 6\]"),
+    ):
+        with pytest.raises(ValueError, match=rf"The prediction is {named}, expected a map of classes, integers"):
+            SemanticEvaluator(3).update(wrong, good)
+        with pytest.raises(ValueError, match=rf"The truth is {named}, expected a map of classes, integers"):
+            SemanticEvaluator(3).update(good, wrong)
+
+
+def test_with_one_class_the_result_says_that_it_means_nothing():
+    evaluator = SemanticEvaluator(1, ["cell"])
+    evaluator.update(np.zeros((2, 2), np.uint8), np.array([[0, 255], [255, 255]], np.uint8))
+    with pytest.warns(UserWarning, match=r'With one class \(cell\), any model has an mIoU of 100 %.*task="instance"'):
+        assert evaluator.result()["mIoU"] == 100
 
 
 def test_read_only_and_mirrored_arrays_are_accepted():

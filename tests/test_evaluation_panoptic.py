@@ -283,6 +283,18 @@ def test_predictions_tensors_and_arrays_of_any_layout_are_accepted():
     assert turned.result()["PQ"] == pytest.approx(expected["PQ"], rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.int64, np.uint64])
+def test_maps_of_any_integers_are_counted_alike(kind):
+    (predicted, predicted_labels, truth, *rest), expected = random_images(1)[0], counted(random_images(1)).result()
+    ids = [0, *predicted_labels]  # numbered from 1, as uint8 holds no large ones
+    predicted = sum(number * (predicted == identity) for number, identity in enumerate(ids))
+    predicted_labels = {number: predicted_labels[ids[number]] for number in range(1, len(ids))}
+    for said in (predicted.astype(kind), torch.from_numpy(predicted.astype(kind))):
+        evaluator = PanopticEvaluator(3, {1, 2})
+        evaluator.update((said, predicted_labels), truth.astype(kind), *rest)
+        assert evaluator.result() == expected
+
+
 GOOD = np.array([[1, 1, 2]])
 CLASSES = {1: 0, 2: 1}
 
