@@ -382,3 +382,10 @@ def test_any_callable_will_do(model):
     pixels = random_image(40, 50)
     got = predict(lambda images: model(images), pixels)
     assert (got.label_map == predict(model, pixels).label_map).all()
+
+
+def test_an_image_that_pillow_finds_too_large_is_not_called_truncated(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    Image.fromarray(random_image(40, 50)).save(tmp_path / "map.png")
+    with pytest.raises(ValueError, match=r"map\.png is larger than Pillow opens .*Cut it into tiles"):
+        predict(model, tmp_path / "map.png")

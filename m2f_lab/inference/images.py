@@ -90,5 +90,10 @@ def _read_file(path: Path) -> np.ndarray:
             return to_rgb(image, str(path))
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not an image that PIL can read; convert it to JPEG or PNG.") from error
-    except (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{path} is larger than Pillow opens ({2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels). Cut it into "
+            "tiles; or, if you trust the file, set PIL.Image.MAX_IMAGE_PIXELS = None in your script."
+        ) from error
+    except (OSError, SyntaxError, EOFError, struct.error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as an image, it may be truncated: {error}") from error
