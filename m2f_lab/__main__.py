@@ -206,11 +206,10 @@ def cli_predict(options: argparse.Namespace) -> int:
     model, recipe, computing = loaded(options)
     task, config = options.task or recipe.task, recipe.evaluation
     classes = getattr(model, "classes", None) or numbered_classes(recipe.model.num_classes)
-    tiles = {} if task == "panoptic" else config.tiles
     with computing:
         written = predict_files(
             model, options.images, options.out, task, classes=classes, overlays=options.overlays,
-            overwrite=options.overwrite, **config.edges, **tiles, **config.options(task),
+            overwrite=options.overwrite, **config.edges, **config.tiles, **config.options(task),
         )  # fmt: skip
     print(f"Everything is in {options.out}; the results are {written}.")
     return 0

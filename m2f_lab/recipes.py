@@ -183,7 +183,7 @@ class EvaluationConfig:
 
     shortest_edge: int | None = None  # pixels; None: the image's own size
     longest_edge: int | None = None
-    tile: tuple[int, int] | None = None  # semantic, instance: height, width of overlapping tiles, after resizing
+    tile: tuple[int, int] | None = None  # height and width of overlapping tiles in pixels, after resizing
     tile_overlap: float = 0.25  # share of a tile
     semantic_order: str = "combine_first"  # or "resize_first", as the published panoptic and instance models
     object_mask_threshold: float = 0.8  # panoptic: queries need a larger class probability than this

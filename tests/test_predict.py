@@ -325,8 +325,8 @@ def test_the_wrong_task_or_option_is_refused(model):
     pixels = random_image(20, 20)
     with pytest.raises(ValueError, match=r"task must be one of .*'instance'.*got 'depth'"):
         predict(model, pixels, "depth")
-    with pytest.raises(ValueError, match='tile is an option of task="semantic"; task="panoptic" takes'):
-        predict(model, pixels, "panoptic", classes=CLASSES, tile=32)
+    with pytest.raises(ValueError, match='top_k is an option of task="instance"; task="panoptic" takes tile'):
+        predict(model, pixels, "panoptic", classes=CLASSES, top_k=3)
     for option in (dict(flip=True), dict(scales=(0.5, 1)), dict(return_scores=True), dict(order="resize_first")):
         for task in ("panoptic", "instance"):
             with pytest.raises(ValueError, match=f'{next(iter(option))} is an option of task="semantic"'):

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2f_lab.data import Classes, Sample, Segments
 from m2f_lab.evaluation.instance import InstanceEvaluator
 from m2f_lab.evaluation.panoptic import PanopticEvaluator
 from m2f_lab.evaluation.semantic import SemanticEvaluator
-from m2f_lab.inference import postprocess, predict
-from m2f_lab.inference.predict import Model, look
+from m2f_lab.inference import predict
+from m2f_lab.inference.predict import Model
 from m2f_lab.recipes import EvaluationConfig
-from m2f_lab.structures import Prediction
+from m2f_lab.structures import Output, Prediction
 
 
 class Measure(Protocol):
@@ -94,8 +94,6 @@ class PanopticMeasure:
     """
 
     def __init__(self, classes: Classes, config: EvaluationConfig) -> None:
-        if config.tile is not None:
-            raise ValueError("evaluation.tile is for semantic and instance segmentation; panoptic sees images whole.")
         self.classes, self.config = classes, config
         count, names = len(classes), classes.names
         self.evaluators = (
@@ -108,12 +106,9 @@ class PanopticMeasure:
         return sample.segments is not None and sample.segments.id_map is not None
 
     def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
-        output, size, things = look(model, image, **self.config.edges), image.shape[:2], self.classes.things
-        options = self.config.options
-        return (
-            postprocess.panoptic(output, size=size, things=things, **options("panoptic")),
-            postprocess.instance(output, size=size, things=things, **options("instance")),
-            postprocess.semantic(output, size=size, **options("semantic")),
+        once = _AskedOnce(model)
+        return tuple(
+            _predicted(task, once, image, self.classes, self.config) for task in ("panoptic", "instance", "semantic")
         )
 
     def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
@@ -138,6 +133,20 @@ class PanopticMeasure:
     @property
     def matrix(self) -> Tensor:
         return self.evaluators[2].matrix
+
+
+class _AskedOnce(nn.Module):
+    """A model that runs once for each image or tile, however many tasks ask for it."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model, self.outputs = model, {}
+
+    def forward(self, images: Tensor) -> Output:
+        key = images.shape, images.cpu().numpy().tobytes()
+        if key not in self.outputs:
+            self.outputs[key] = self.model(images)
+        return self.outputs[key]
 
 
 MEASURES = {"semantic": SemanticMeasure, "panoptic": PanopticMeasure, "instance": InstanceMeasure}

@@ -10,7 +10,7 @@ instances of a class that share more than half of the smaller's pixels, the one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -21,19 +21,38 @@ from m2f_lab.structures import PackedMasks, Prediction, Segment
 
 
 @dataclass(frozen=True)
-class _Found:
-    """An instance of a tile."""
+class Span:
+    """A tile along one axis, and its core: the pixels for which it answers."""
+
+    tile: slice
+    core: slice
+
+    @property
+    def core_in_tile(self) -> slice:
+        return slice(self.core.start - self.tile.start, self.core.stop - self.tile.start)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A segment of a tile."""
 
     segment: Segment
     mask: np.ndarray  # bool [h, w], within its box
-    top: int
-    left: int
-    tile: tuple[int, int]  # its first row and column
+    place: tuple[slice, slice]  # of the box in the image
+    tile: tuple[slice, slice]
+    has_centre_in_core: bool  # the mean of its pixels
 
-    @property
-    def place(self) -> tuple[slice, slice]:
-        height, width = self.mask.shape
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+    def within(self, area: Sequence[slice]) -> np.ndarray:
+        """Its mask in an area of the image. bool [area's height, area's width]"""
+        canvas = np.zeros([span.stop - span.start for span in area], bool)
+        first = [max(a.start, b.start) for a, b in zip(area, self.place, strict=True)]
+        stop = [max(f, min(a.stop, b.stop)) for f, a, b in zip(first, area, self.place, strict=True)]
+        there, here = (
+            tuple(slice(f - o.start, s - o.start) for f, s, o in zip(first, stop, origin, strict=True))
+            for origin in (area, self.place)
+        )
+        canvas[there] = self.mask[here]
+        return canvas
 
 
 def tiled_instances(
@@ -56,16 +75,16 @@ def tiled_instances(
         A Prediction of the instance task; the queries of its segments are those of their tile.
     """
     size = image.shape[:2]
-    spans = [list(_spans(length, t, overlap)) for length, t in zip(size, tile, strict=True)]
-    if len(spans[0]) == len(spans[1]) == 1:
+    all_rows, all_columns = (list(spans_of(length, t, overlap)) for length, t in zip(size, tile, strict=True))
+    if len(all_rows) == len(all_columns) == 1:
         return predict_tile(image)
     found = []
-    for rows, core_rows in spans[0]:
-        for columns, core_columns in spans[1]:
-            prediction = predict_tile(np.ascontiguousarray(image[rows, columns]))
+    for rows in all_rows:
+        for columns in all_columns:
+            prediction = predict_tile(np.ascontiguousarray(image[rows.tile, columns.tile]))
             for segment, mask in zip(prediction.segments, prediction.masks, strict=True):
-                instance = _cut_out(segment, mask, (rows.start, columns.start))
-                if instance is not None and _has_centre(instance, core_rows, core_columns):
+                instance = cut_out(segment, mask, rows, columns)
+                if instance is not None and instance.has_centre_in_core:
                     found.append(instance)
     found.sort(key=lambda instance: -instance.segment.score)
     kept = list(_without_doubles(found, size))[:top_k]
@@ -78,33 +97,29 @@ def tiled_instances(
     return Prediction("instance", masks=masks, segments=segments)
 
 
-def _spans(length: int, tile: int, overlap: float) -> Iterator[tuple[slice, tuple[float, float]]]:
-    """Tiles along an axis, and the core of each, from and to which pixel."""
+def spans_of(length: int, tile: int, overlap: float) -> Iterator[Span]:
+    """Tiles along an axis that cover it; see `tile_starts`."""
     starts = tile_starts(length, tile, overlap)
-    borders = [(first + tile + second) / 2 for first, second in pairwise(starts)]
-    cores = zip([-np.inf, *borders], [*borders, np.inf], strict=True)
-    for start, core in zip(starts, cores, strict=True):
-        yield slice(start, min(start + tile, length)), core
+    borders = [(first + tile + second) // 2 for first, second in pairwise(starts)]
+    for start, first, stop in zip(starts, [0, *borders], [*borders, length], strict=True):
+        yield Span(slice(start, min(start + tile, length)), slice(first, stop))
 
 
-def _cut_out(segment: Segment, mask: np.ndarray, tile: tuple[int, int]) -> _Found | None:
-    """The instance within its box; None if no pixel is left of it."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
+def cut_out(segment: Segment, mask: np.ndarray, rows: Span, columns: Span) -> Found | None:
+    """The segment within its box; None if no pixel is left of it. mask: bool [h, w] of the tile"""
+    ys, xs = np.nonzero(mask)
+    if not ys.size:
         return None
-    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()  # the others of the tile are forgotten
-    return _Found(segment, part, tile[0] + int(rows[0]), tile[1] + int(columns[0]), tile)
+    top, left = rows.tile.start, columns.tile.start
+    box = slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1)
+    place = tuple(slice(start + span.start, start + span.stop) for start, span in zip((top, left), box, strict=True))
+    middles = zip((top + ys.mean() + 0.5, left + xs.mean() + 0.5), (rows.core, columns.core), strict=True)
+    is_inside = all(core.start <= middle < core.stop for middle, core in middles)
+    part = mask[box].copy()  # the others of the tile are forgotten
+    return Found(segment, part, place, (rows.tile, columns.tile), is_inside)
 
 
-def _has_centre(instance: _Found, rows: tuple[float, float], columns: tuple[float, float]) -> bool:
-    """Whether the mean of the instance's pixels lies in a core."""
-    y, x = np.nonzero(instance.mask)
-    return (
-        rows[0] <= instance.top + y.mean() + 0.5 < rows[1] and columns[0] <= instance.left + x.mean() + 0.5 < columns[1]
-    )
-
-
-def _without_doubles(found: list[_Found], size: tuple[int, int]) -> Iterator[_Found]:
+def _without_doubles(found: list[Found], size: tuple[int, int]) -> Iterator[Found]:
     """Those, best first, that are not mostly the same as a better one of the same class from another tile."""
     owners = {}  # class → the best instance at each pixel, counted from 1. int32 [H, W]
     areas = [int(instance.mask.sum()) for instance in found]

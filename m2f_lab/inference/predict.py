@@ -18,6 +18,7 @@ from m2f_lab.data import Classes
 from m2f_lab.inference import postprocess
 from m2f_lab.inference.images import as_rgb, fitted_size, resize_image
 from m2f_lab.inference.instance_tiles import tiled_instances
+from m2f_lab.inference.panoptic_tiles import tiled_panoptic
 from m2f_lab.inference.rows import Rows, average
 from m2f_lab.inference.tiles import tiled
 from m2f_lab.ops import to_device
@@ -33,7 +34,7 @@ Picture = str | Path | Image.Image | np.ndarray
 # Which option belongs to which task; predict refuses the others instead of ignoring them.
 _OPTIONS = {
     "semantic": ("tile", "tile_overlap", "order", "flip", "scales", "return_scores"),
-    "panoptic": ("object_mask_threshold", "overlap_threshold"),
+    "panoptic": ("tile", "tile_overlap", "object_mask_threshold", "overlap_threshold"),
     "instance": ("tile", "tile_overlap", "top_k", "score_threshold"),
 }
 _DEFAULTS = {"order": "combine_first", "flip": False, "scales": (1.0,), "return_scores": False}  # of others: None
@@ -73,8 +74,8 @@ def predict(
         shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized
         longest_edge: but to no more than this, in pixels
 
-        tile: semantic and instance. Height and width in pixels (or one number for both) of overlapping tiles of the
-            resized image, for images that are too large at once
+        tile: height and width in pixels (or one number for both) of overlapping tiles of the resized image, for images
+            that are too large at once
         tile_overlap: with `tile`. The share of a tile that overlaps its neighbour, 0.25 by default
         order: semantic only. "combine_first" or "resize_first"; see `postprocess.semantic`
         flip: semantic only. Average with the prediction for the mirrored image
@@ -125,33 +126,35 @@ def predict(
                 for mirrored in ((False, True) if flip else (False,))
             ]
             return postprocess.read_prediction(average(views), return_scores=return_scores)
-        if task == "panoptic":
-            return postprocess.panoptic(run(seen_at(1.0)), size=size, things=_things(classes), **options)
         chosen = {name: value for name, value in options.items() if name not in ("tile", "tile_overlap")}
-        chosen["things"] = None if classes is None else classes.things
+        chosen["things"] = _things(classes, task)
         seen = fitted_size(size, shortest_edge, longest_edge)
-        return _instances(run, model, pixels, seen, tile, tile_overlap, chosen)
+        return _segments(run, model, pixels, task, seen, tile, tile_overlap, chosen)
 
 
-def _instances(
+def _segments(
     run: Model,
     model: Model,
     pixels: np.ndarray,
+    task: str,
     seen: tuple[int, int],
     tile: tuple[int, int] | None,
     overlap: float,
     options: dict,
 ) -> Prediction:
-    """Instances of an image that the model sees at the size `seen`, whole or in tiles."""
+    """Panoptic segments or instances of an image that the model sees at the size `seen`, whole or in tiles."""
     size = pixels.shape[:2]
+    read = {"panoptic": postprocess.panoptic, "instance": postprocess.instance}[task]
 
     def of_part(part: np.ndarray) -> Prediction:
         part_seen = tuple(max(1, round(p * s / full)) for p, s, full in zip(part.shape, seen, size, strict=False))
-        return postprocess.instance(run(seen_as(model, part, part_seen)), size=part.shape[:2], **options)
+        return read(run(seen_as(model, part, part_seen)), size=part.shape[:2], **options)
 
     if tile is None:
         return of_part(pixels)
     edges = tuple(max(1, round(t * full / s)) for t, s, full in zip(tile, seen, size, strict=True))
+    if task == "panoptic":
+        return tiled_panoptic(of_part, pixels, edges, overlap, options.get("overlap_threshold", 0.8))
     return tiled_instances(of_part, pixels, edges, overlap, options.get("top_k", 100))
 
 
@@ -259,10 +262,10 @@ def _checked_tile(tile: int | tuple[int, int] | None, overlap: float | None) -> 
     return (height, width), overlap
 
 
-def _things(classes: Classes | None) -> frozenset[int]:
-    if classes is None:
+def _things(classes: Classes | None, task: str) -> frozenset[int] | None:
+    if classes is None and task == "panoptic":
         raise ValueError(
             'task="panoptic" must know which classes are things (their instances are told apart): set model.classes, '
             "or pass classes=m2f_lab.data.Classes(names, colors, things)."
         )
-    return classes.things
+    return None if classes is None else classes.things
