@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recipe(command, trains=False)
     command.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="the data set's folder")
     command.add_argument("--split", choices=("train", "val"), default="val")
+    command.add_argument("--multi-scale", action="store_true", help="semantic: average over several sizes, mirrored")
     command.add_argument("--out", type=Path, metavar="DIR", help="write evaluation.json and report.html there")
     _add_precision(command)
     command.set_defaults(run=cli_evaluate)
@@ -194,7 +195,9 @@ def cli_evaluate(options: argparse.Namespace) -> int:
     """Measure the best weights of a run, or any checkpoint that load_weights knows, on the validation images."""
     model, recipe, computing = loaded(options)
     with computing:
-        figures = evaluate(model, recipe, options.data_root, split=options.split, out=options.out)
+        figures = evaluate(
+            model, recipe, options.data_root, split=options.split, multi_scale=options.multi_scale, out=options.out
+        )
     for name, value in figures.items():
         if isinstance(value, int | float):
             print(f"{name:10s} {value:6.2f}")

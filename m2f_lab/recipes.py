@@ -224,6 +224,19 @@ class EvaluationConfig:
         }[task]
 
     @property
+    def multi_scale(self) -> dict:
+        """Arguments of `predict` for the multi-scale figure.
+
+        Raises:
+            ValueError: there are no sizes for one; only semantic models were measured so.
+        """
+        _require(
+            bool(self.multi_scale_edges),
+            "EvaluationConfig.multi_scale_edges is empty: there are no sizes for a multi-scale figure.",
+        )
+        return {"shortest_edge": self.multi_scale_edges, "longest_edge": self.multi_scale_longest_edge, "flip": True}
+
+    @property
     def edges(self) -> dict[str, int | None]:
         """Both, as `predict` and the explorers take them."""
         return {"shortest_edge": self.shortest_edge, "longest_edge": self.longest_edge}

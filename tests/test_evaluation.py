@@ -336,6 +336,18 @@ def test_the_recipe_says_how_large_the_model_sees_images(data_root, recipe):
     assert evaluator_pixels == pytest.approx(pixels), "compared at the image's own size"
 
 
+def test_the_multi_scale_figure_looks_at_all_its_sizes_mirrored(data_root, recipe):
+    """A reader of single pixels sees its labels at any size."""
+    recipe = recipe.vary(evaluation=dict(multi_scale_edges=(32, 64), multi_scale_longest_edge=100))
+    model = ColorReader()
+    assert evaluate(model, recipe, data_root, multi_scale=True, limit=1)["pACC"] > 85
+    assert model.sizes == [(32, 64), (32, 64), (50, 100), (50, 100)]
+    with pytest.raises(ValueError, match="no sizes for a multi-scale figure"):
+        evaluate(model, recipe.vary(evaluation=dict(multi_scale_edges=())), data_root, multi_scale=True)
+    with pytest.raises(ValueError, match="Only semantic models have a multi-scale figure"):
+        evaluate(model, recipe.vary(task="panoptic"), data_root, multi_scale=True)
+
+
 def test_split_limit_and_share_of_the_work(data_root, recipe, capsys):
     model = ColorReader()
     assert evaluate(model, recipe, data_root, split="train", limit=2, progress=True)["num_images"] == 2

@@ -302,6 +302,24 @@ def test_scales_average_over_sizes_of_the_original_image():
     assert (predict(model, pixels, scales=(0.5,), return_scores=True).scores != got).any()
 
 
+def test_several_shortest_edges_are_the_published_multi_scale_sizes():
+    """Absolute sizes of the original image, each within the longest edge and mirrored."""
+    model, pixels = ColorModel(look_right=0.02), random_image(60, 100)
+    expected = [
+        predict(model, pixels, shortest_edge=edge, longest_edge=100, flip=True, return_scores=True).scores
+        for edge in (24, 48, 72)
+    ]
+    model.seen.clear()
+    sizes = dict(shortest_edge=(24, 48, 72), longest_edge=100)
+    got = predict(model, pixels, **sizes, flip=True, return_scores=True).scores
+    np.testing.assert_allclose(got, np.mean(expected, axis=0), rtol=1e-4, atol=1e-6)
+    assert [tuple(s.shape[2:]) for s in model.seen[::2]] == [(24, 40), (48, 80), (60, 100)]
+    with pytest.raises(ValueError, match=r"shortest_edge=\(24, 48\) for task='panoptic'"):
+        predict(model, pixels, "panoptic", classes=CLASSES, shortest_edge=(24, 48))
+    with pytest.raises(ValueError, match="or several, got none"):
+        predict(model, pixels, shortest_edge=())
+
+
 # Tasks
 
 

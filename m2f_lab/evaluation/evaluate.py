@@ -25,6 +25,7 @@ def evaluate(
     *,
     split: str | None = None,
     limit: int | None = None,
+    multi_scale: bool = False,
     progress: bool = False,
     out: str | Path | None = None,
     rank: int = 0,
@@ -38,6 +39,7 @@ def evaluate(
         data: the folder of the data set, or a data set
         split: of the folder, "val" (by default) or "train"
         limit: only the first so many images
+        multi_scale: average over the sizes of the multi-scale figure and mirror images; semantic only
         progress: show a progress bar
         out: a folder for evaluation.json (these figures, and one for each image) and report.html (classes, confusions,
             the worst images); of one process
@@ -50,12 +52,14 @@ def evaluate(
 
     Raises:
         ValueError: model and data set have different numbers of classes, the data set has no annotation for the
-            recipe's task, or a split was given with a data set.
+            recipe's task, a split was given with a data set, or the recipe has no multi-scale figure.
     """
     if out is not None and world_size > 1:
         raise ValueError("A report holds the images of one process; evaluate without out=, or in one process.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is a positive number of images, got {limit}.")
+    if multi_scale and recipe.task != "semantic":
+        raise ValueError(f"Only semantic models have a multi-scale figure; {recipe.name} is a {recipe.task} one.")
     dataset = _opened(recipe, data, split)
     config = getattr(model, "config", None) or recipe.model
     if config.num_classes != len(dataset.classes):
@@ -65,7 +69,8 @@ def evaluate(
         )
     count = len(dataset) if limit is None else min(limit, len(dataset))
     indices = range(rank, count, world_size)
-    measure = MEASURES[recipe.task](dataset.classes, recipe.evaluation)
+    sizes = {"multi_scale": True} if multi_scale else {}
+    measure = MEASURES[recipe.task](dataset.classes, recipe.evaluation, **sizes)
     report = None if out is None else Report(recipe, dataset)
     samples = tqdm(
         _read_ahead(dataset, indices, recipe.data.num_workers),

@@ -42,17 +42,18 @@ class Measure(Protocol):
 
 
 class SemanticMeasure:
-    """Label maps: mIoU."""
+    """Label maps: mIoU; at the configuration's several sizes and mirrored if `multi_scale`."""
 
-    def __init__(self, classes: Classes, config: EvaluationConfig) -> None:
+    def __init__(self, classes: Classes, config: EvaluationConfig, multi_scale: bool = False) -> None:
         self.classes, self.config = classes, config
+        self.sizes = config.multi_scale if multi_scale else {}
         self.evaluators = (SemanticEvaluator(len(classes), classes.names),)
 
     def has_truth(self, sample: Sample) -> bool:
         return sample.label_map is not None
 
     def predict(self, model: Model, image: np.ndarray) -> tuple[Prediction, ...]:
-        return (_predicted("semantic", model, image, self.classes, self.config),)
+        return (_predicted("semantic", model, image, self.classes, self.config, **self.sizes),)
 
     def update(self, predictions: tuple[Prediction, ...], sample: Sample, number: int) -> None:
         self.evaluators[0].update(predictions[0], sample.label_map)
@@ -152,8 +153,11 @@ class _AskedOnce(nn.Module):
 MEASURES = {"semantic": SemanticMeasure, "panoptic": PanopticMeasure, "instance": InstanceMeasure}
 
 
-def _predicted(task: str, model: Model, image: np.ndarray, classes: Classes, config: EvaluationConfig) -> Prediction:
-    return predict(model, image, task, classes=classes, **config.edges, **config.tiles, **config.options(task))
+def _predicted(
+    task: str, model: Model, image: np.ndarray, classes: Classes, config: EvaluationConfig, **changed
+) -> Prediction:
+    options = {**config.edges, **config.tiles, **config.options(task), **changed}
+    return predict(model, image, task, classes=classes, **options)
 
 
 def numbered_from_one(segments: Segments) -> tuple[np.ndarray, dict[int, int], list[int]]:

@@ -46,7 +46,7 @@ def predict(
     task: str = "semantic",
     *,
     classes: Classes | None = None,
-    shortest_edge: int | None = None,
+    shortest_edge: int | Sequence[int] | None = None,
     longest_edge: int | None = None,
     tile: int | tuple[int, int] | None = None,
     tile_overlap: float | None = None,
@@ -71,7 +71,8 @@ def predict(
         task: "semantic", "panoptic" or "instance"
         classes: says which classes are things; by default `model.classes`. Needed for the panoptic task; for the
             instance task, every class is a thing if it is not known
-        shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized
+        shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized.
+            Semantic only: the results at several sizes are averaged
         longest_edge: but to no more than this, in pixels
 
         tile: height and width in pixels (or one number for both) of overlapping tiles of the resized image, for images
@@ -102,6 +103,7 @@ def predict(
         top_k=top_k, score_threshold=score_threshold,
     )  # fmt: skip
     tile, tile_overlap = _checked_tile(tile, tile_overlap)
+    edges = _checked_edges(shortest_edge, task)
     pixels = as_rgb(image)
     size = (pixels.shape[0], pixels.shape[1])
     classes = getattr(model, "classes", None) if classes is None else classes
@@ -115,20 +117,18 @@ def predict(
             )
         return output
 
-    def seen_at(scale: float) -> Tensor:
-        return seen_by(model, pixels, shortest_edge, longest_edge, scale)
-
     with evaluating(model), torch.inference_mode():
         if task == "semantic":
             views = [
-                _view(run, seen_at(scale), size, mirrored, tile, tile_overlap, order)
+                _view(run, seen_by(model, pixels, edge, longest_edge, scale), size, mirrored, tile, tile_overlap, order)
+                for edge in edges
                 for scale in scales
                 for mirrored in ((False, True) if flip else (False,))
             ]
             return postprocess.read_prediction(average(views), return_scores=return_scores)
         chosen = {name: value for name, value in options.items() if name not in ("tile", "tile_overlap")}
         chosen["things"] = _things(classes, task)
-        seen = fitted_size(size, shortest_edge, longest_edge)
+        seen = fitted_size(size, edges[0], longest_edge)
         return _segments(run, model, pixels, task, seen, tile, tile_overlap, chosen)
 
 
@@ -246,6 +246,19 @@ def _checked_options(task: str, **given) -> dict:
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be one or more positive numbers, got {scales}.")
     return options
+
+
+def _checked_edges(shortest_edge: int | Sequence[int] | None, task: str) -> tuple[int | None, ...]:
+    if not isinstance(shortest_edge, list | tuple):
+        return (shortest_edge,)
+    if not shortest_edge:
+        raise ValueError("shortest_edge is a size in pixels, or several, got none.")
+    if len(shortest_edge) > 1 and task != "semantic":
+        raise ValueError(
+            f'Results at several sizes are averaged in task="semantic" alone, got shortest_edge={shortest_edge} for '
+            f"task={task!r}: segments of two sizes cannot be averaged."
+        )
+    return tuple(shortest_edge)
 
 
 def _checked_tile(tile: int | tuple[int, int] | None, overlap: float | None) -> tuple[tuple[int, int] | None, float]:
