@@ -143,6 +143,7 @@ class OptimizationConfig:
     step_factor: float = 0.1  # to this share of itself at each
     warmup_iterations: int = 0  # linear, from zero
     clip_norm: float = 0.01  # over the whole model
+    ema_decay: float | None = None  # also keep an exponential moving average of the weights, and measure that
     precision: str = "auto"  # "float32", "bfloat16", "float16"; auto: bfloat16 on GPUs that have it, else float32
     checkpoint_backbone: bool = False  # compute the backbone's blocks twice, to keep less memory between the passes
     compile: bool = False  # torch.compile the training forward on a GPU; on a CPU it is slower, and left out
@@ -168,6 +169,8 @@ class OptimizationConfig:
         _require(
             0 < self.step_factor <= 1, f"OptimizationConfig.step_factor must be in (0, 1], got {self.step_factor}."
         )
+        decay = self.ema_decay
+        _require(decay is None or 0 < decay < 1, f"OptimizationConfig.ema_decay is a share in (0, 1), got {decay}.")
         known = ("auto", "float32", "bfloat16", "float16")
         _require(
             self.precision in known, f"OptimizationConfig.precision must be one of {known}, got {self.precision!r}."

@@ -79,7 +79,7 @@ def test_fifty_steps_with_stochastic_depth(root, tmp_path, size, images):
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
-RESUMED = swin_recipe(0.3, batch_size=2, max_iterations=6, evaluate_every=6, checkpoint_every=2)
+RESUMED = swin_recipe(0.3, batch_size=2, max_iterations=6, evaluate_every=6, checkpoint_every=2, ema_decay=0.7)
 
 
 def train_in_own_folders(recipe: Recipe, root: Path, folder: Path, stop: int | None = None) -> list[dict]:

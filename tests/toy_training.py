@@ -54,10 +54,11 @@ def toy_recipe(backbone: str = "test_resnet", **optimization) -> Recipe:
 
 
 def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint, weights and optimiser."""
+    """Every tensor of a checkpoint: weights, their average, and optimiser."""
     from safetensors.torch import load_file
 
-    return {f"{file.stem}.{k}": v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+    files = {str(file.relative_to(folder).with_suffix("")): file for file in sorted(folder.rglob("*.safetensors"))}
+    return {f"{stem}.{k}": v for stem, file in files.items() for k, v in load_file(file).items()}
 
 
 def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: folders that are complete or absent, and hold nothing but numbers and text.
 
     model.safetensors, config.json           the weights, as `m2f_lab.load_weights` reads them
+    average/                                 their average in the same form, where the recipe asks for one
     training.safetensors, training.json      what else it takes to continue as if nothing had happened
 
 No file is pickled: reading one cannot execute code.
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from m2f_lab.training.average import WeightAverage
 from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.weights import load_weights, save_weights
 
@@ -45,12 +47,19 @@ class Progress:
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, progress: Progress
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    average: WeightAverage | None = None,
 ) -> None:
     """Write everything that a run continues from; the folder's previous content stays until all is written."""
 
     def write(new: Path) -> None:
         save_weights(model, new)
+        if average is not None:
+            save_weights(average.model, new / "average")
         words = {"progress": asdict(progress), "scaler": scaler.state_dict()}
         save_file(_optimizer_tensors(model, optimizer), new / "training.safetensors")
         (new / "training.json").write_text(json.dumps(words, indent=2) + "\n")
@@ -61,13 +70,21 @@ def save(
     replace_folder(folder, write)
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Progress:
-    """Read what `save` wrote into the model, the optimiser and the scaler.
+def load(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    average: WeightAverage | None = None,
+) -> Progress:
+    """Read what `save` wrote into the model, the optimiser, the scaler and the average.
 
     Raises:
         ValueError: the checkpoint is of another model.
     """
     load_weights(model, folder)
+    if average is not None:
+        load_weights(average.model, folder / "average")
     _restore_optimizer(model, optimizer, load_file(file := folder / "training.safetensors"), file)
     words = json.loads((folder / "training.json").read_text())
     if words["scaler"]:
@@ -76,9 +93,13 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scale
 
 
 def share(
-    world: DistributedContext, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    world: DistributedContext,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    average: WeightAverage | None = None,
 ) -> None:
-    """Give all processes the main one's optimiser and scaler; the others may run on machines without its folder.
+    """Give all processes the main one's optimiser, scaler and average; the others may run where its folder is not.
 
     Weights and buffers are left out: `DistributedContext.wrap_ddp` sends those.
     """
@@ -86,7 +107,10 @@ def share(
         return
     scale = world.from_main(scaler.state_dict)
     tensors = world.broadcast(_optimizer_tensors(model, optimizer))
+    averaged = {} if average is None else world.broadcast(average.model.state_dict())
     if not world.is_main:
+        if average is not None:
+            average.model.load_state_dict(averaged)
         _restore_optimizer(model, optimizer, tensors, "the main process's checkpoint")
         if scale:
             scaler.load_state_dict(scale)

@@ -30,6 +30,7 @@ from m2f_lab.loss import Criterion
 from m2f_lab.recipes import Recipe
 from m2f_lab.references import reference_to, resolve
 from m2f_lab.training import checkpoint
+from m2f_lab.training.average import WeightAverage
 from m2f_lab.training.callbacks import Callback
 from m2f_lab.training.checkpoint import Progress
 from m2f_lab.training.determinism import deterministic_algorithms
@@ -113,6 +114,7 @@ class Session:
 
     Attributes:
         model: in training.
+        average: of its weights, if the recipe asks for one.
         criterion: built by the recipe's criterion function.
         learner: takes the steps.
         progress: goes into every checkpoint, as do the model and the optimiser.
@@ -140,8 +142,10 @@ class Session:
         self.optimizer = build_optimizer(self.model, self.config)
         precision = autocast_dtype(self.config.precision, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == torch.float16)
+        decay = self.config.ema_decay
+        self.average = None if decay is None else WeightAverage(self.model, decay)
         self.progress = world.from_main(self._load_progress)  # the other processes may not see its folder
-        checkpoint.share(world, self.model, self.optimizer, self.scaler)
+        checkpoint.share(world, self.model, self.optimizer, self.scaler, self.average)
         self.learner = TrainStep(
             recipe=recipe,
             model=world.wrap_ddp(self.model),
@@ -159,12 +163,17 @@ class Session:
         self.durations: deque[float] = deque(maxlen=20)  # of the last steps, in seconds
         self.clock = time.perf_counter()
 
+    @property
+    def measured(self) -> nn.Module:
+        """The model that is evaluated, and kept if it is the best: the average, if there is one."""
+        return self.model if self.average is None else self.average.model
+
     def _load_progress(self) -> Progress:
         """Continue from the last checkpoint, if there is one."""
         terms, last = list(self.criterion.term_names), self.run.checkpoint("last")
         if not last.is_dir():
             return Progress(terms=terms)
-        progress = checkpoint.load(last, self.model, self.optimizer, self.scaler)
+        progress = checkpoint.load(last, self.model, self.optimizer, self.scaler, self.average)
         if progress.terms not in (None, terms):
             raise ValueError(
                 f"{self.run.path} was trained with the loss terms {', '.join(progress.terms)}; {self.recipe.criterion} "
@@ -204,6 +213,8 @@ class Session:
             losses = self.learner.step(batch, self.progress.iteration)
             self.durations.append(time.perf_counter() - self.clock)
             self.progress.iteration += 1
+            if self.average is not None:
+                self.average.update(self.progress.iteration)
             self.progress.seconds += self.durations[-1]
             row = {"kind": "step", "iteration": self.progress.iteration} | losses
             row["images_per_second"] = self.config.batch_size * len(self.durations) / sum(self.durations)
@@ -220,7 +231,7 @@ class Session:
         if self._is_due(self.config.evaluate_every, done=self.progress.evaluated):
             try:
                 figures = evaluate(
-                    self.model, self.recipe, self.val_set, rank=self.world.rank, world_size=self.world.size
+                    self.measured, self.recipe, self.val_set, rank=self.world.rank, world_size=self.world.size
                 )
             except Exception:  # a label that cannot be read, for example, costs no step
                 self._save()
@@ -233,7 +244,7 @@ class Session:
                     self.progress.best = {"iteration": row["iteration"], metric: reached}
                     if self.world.is_main:
                         checkpoint.replace_folder(
-                            self.run.checkpoint("best"), lambda new: save_weights(self.model, new)
+                            self.run.checkpoint("best"), lambda new: save_weights(self.measured, new)
                         )
                 self.progress.evaluated = self.progress.iteration
                 self._write(row)
@@ -268,7 +279,7 @@ class Session:
     def _save(self) -> None:
         if self.world.is_main:
             folder = self.run.checkpoint("last")
-            checkpoint.save(folder, self.model, self.optimizer, self.scaler, self.progress)
+            checkpoint.save(folder, self.model, self.optimizer, self.scaler, self.progress, self.average)
         self.saved = self.progress.iteration
 
 

@@ -2,8 +2,8 @@
 
 recipe.json          the recipe, complete
 metrics.jsonl        one JSON object per line: rows of kind "step" and of kind "evaluation"
-checkpoints/last/    weights and optimiser, to continue from
-checkpoints/best/    the weights of the best evaluation
+checkpoints/last/    weights and optimiser, to continue from; in average/, the weights' average if there is one
+checkpoints/best/    the weights of the best evaluation: the average, if there is one
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class Run:
         """Load the trained model, in evaluation mode on the CPU.
 
         Args:
-            which: "best" or "last". "best" is "last" before the first evaluation.
+            which: "best" or "last". "best" is "last" before the first evaluation. Both are the average of the weights
+                where `optimization.ema_decay` asks for one; checkpoint("last") holds the weights themselves, too.
             build: the builder that the run was trained with; needed where its module is not imported yet.
 
         Raises:
@@ -114,7 +115,8 @@ class Run:
         folder = next((f for f in (self.checkpoint(which), self.checkpoint("last")) if f.is_dir()), None)
         if folder is None:
             raise FileNotFoundError(f"{self.path} has no checkpoint yet; train(...) writes the first one.")
-        return folder
+        average = folder / "average"
+        return average if average.is_dir() else folder
 
 
 def leading_metric(row: dict) -> str:
