@@ -124,7 +124,7 @@ class DenoisingCriterion(Criterion):
             return losses
         pairs = known_pairs(output.num_predictions, targets)
         matched = sum(NUM_DENOISING for target in targets if target.num_segments)
-        weight = matched + self.no_object_weight * (NUM_DENOISING * len(targets) - matched)
+        weight = self.class_sums(output.restored, targets, pairs)[1][0]  # the same in every prediction
         # Where these images are a part of the batch, as many parts are missing here as in the paper's divisors.
         share = 1.0 if divisors is None else divisors.segments / max(sum(t.num_segments for t in targets), 1)
         divisors = Divisors(queries=weight * share, segments=max(matched, 1) * share)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -25,6 +26,9 @@ from m2f_lab.references import is_reference
 DATASETS = ("ade20k", "cityscapes", "coco", "mapillary", "folder")  # folder: ADE20K's layout with a classes.txt
 TASKS = ("semantic", "panoptic", "instance")
 SEMANTIC_ORDERS = ("combine_first", "resize_first")
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB in 0..255
+IMAGENET_STD = (58.395, 57.12, 57.375)
+WITH_CHECKPOINT = "with the checkpoint"  # ModelConfig.backbone_weights of a pretrained model that is loaded whole
 BATCH_NORMS = ("frozen", "measured", "trained")
 METRICS = {"semantic": "mIoU", "panoptic": "PQ", "instance": "AP"}
 """The figure that the best evaluation of a task is chosen by."""
@@ -43,6 +47,8 @@ class ModelConfig:
     backbone: str = "swin_tiny_patch4_window7_224"  # any timm name with a feature pyramid at strides 4, 8, 16, 32
     backbone_options: dict = field(default_factory=dict)  # goes to timm.create_model
     backbone_weights: bool | str | None = None  # True: timm's pretrained weights; a path; None: random
+    pixel_mean: tuple[float, ...] | None = None  # by which images in 0..255 are normalised; None: the backbone tag's
+    pixel_std: tuple[float, ...] | None = None
     batch_norm: str = "frozen"  # of a pretrained backbone; "measured": new statistics, old scales; "trained": both new
     hidden_dim: int = 256  # width of both decoders
     mask_dim: int = 256  # C of the mask features and mask embeddings
@@ -59,6 +65,17 @@ class ModelConfig:
         # JSON knows no tuples; without this, a recipe read back would differ from the one that was written.
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.backbone_options.items()}
         object.__setattr__(self, "backbone_options", options)
+        for name in ("pixel_mean", "pixel_std"):
+            values = getattr(self, name)
+            _require(
+                values is None or all(isinstance(v, int | float) and math.isfinite(v) for v in values),
+                f"ModelConfig.{name} must be a finite number for each channel, or None, got {values!r}.",
+            )
+            object.__setattr__(self, name, None if values is None else tuple(values))
+        _require(
+            self.pixel_std is None or all(v > 0 for v in self.pixel_std),
+            f"ModelConfig.pixel_std must be positive, got {self.pixel_std}.",
+        )
         for name in _COUNTS:
             value = getattr(self, name)
             _require(
@@ -126,6 +143,7 @@ class LossConfig:
     mask_weight: float = 5.0
     dice_weight: float = 5.0
     no_object_weight: float = 0.1
+    class_weights: tuple[float, ...] | None = None  # of segments in the class term, one for each class; None: all 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +322,8 @@ class Recipe:
 
 def _from_dict(kind: type, values: dict):
     """Rebuild a dataclass from JSON: nested dataclasses from dicts, tuples from lists."""
+    if kind is ModelConfig:
+        values = completed(values)
     hints = typing.get_type_hints(kind)
     unknown = set(values) - {f.name for f in fields(kind)}
     _require(not unknown, f"{kind.__name__} has no field {sorted(unknown)}; was this file written by another version?")
@@ -315,6 +335,11 @@ def _from_dict(kind: type, values: dict):
             value = tuple(value)
         built[name] = value
     return kind(**built)
+
+
+def completed(model: dict) -> dict:
+    """A saved ModelConfig as a dict. Models that were saved before it knew pixel statistics had ImageNet's."""
+    return {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD} | model
 
 
 # Published recipes: `zoo.json` has a line for each checkpoint, with the figures of its authors; its settings follow

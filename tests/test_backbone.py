@@ -139,6 +139,38 @@ def test_missing_weights_are_named():
         build("resnet18", backbone_weights="nowhere.pth")
 
 
+NAMES_THAT_FILTER = ["resnet18", "swin_tiny_patch4_window7_224", "hgnetv2_b0", "convnext_atto", "tf_efficientnet_lite0"]
+
+
+@pytest.mark.parametrize("name", NAMES_THAT_FILTER)
+def test_a_file_that_lacks_a_weight_is_refused(name, tmp_path):
+    """timm itself takes what fits, and leaves the rest random without an error."""
+    state = timm.create_model(name).state_dict()
+    torch.save(state, tmp_path / "whole.pth")
+    build(name, backbone_weights=str(tmp_path / "whole.pth"))
+    last = [key for key in state if "stages.3" in key or "layers.3" in key or "layer4" in key or "blocks.6" in key][-2]
+    torch.save({key: value for key, value in state.items() if key != last}, tmp_path / "cut.pth")
+    with pytest.raises(ValueError, match=rf"cut\.pth lacks 1 of \d+ tensors of '{name}'.*complete checkpoint"):
+        build(name, backbone_weights=str(tmp_path / "cut.pth"))
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (lambda key: f"backbone.{key}", "begin with 'backbone.'.*load_weights"),
+        (lambda key: f"model.encoder.{key}", "begin with 'model.encoder.'"),
+        (lambda key: key.upper(), "its own keys are CONV1.WEIGHT, BN1.WEIGHT"),
+        (None, "lacks 100 of 100 tensors of 'resnet18', first conv1.weight, .*its own keys are none"),
+    ],
+    ids=["prefix", "long prefix", "other names", "empty"],
+)
+def test_a_file_of_another_network_is_refused_by_its_keys(rename, message, tmp_path):
+    state = timm.create_model("resnet18").state_dict() if rename else {}
+    torch.save({rename(key): value for key, value in state.items()}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=message):
+        build("resnet18", backbone_weights=str(tmp_path / "other.pth"))
+
+
 def test_pretrained_batch_norms_stay_frozen(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pth")
     frozen = build("resnet18", backbone_weights=str(tmp_path / "weights.pth")).train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -64,7 +65,12 @@ def criterion() -> Criterion:
 
 
 def official_losses(
-    output: Output, targets: list[Target], matching: Matching, points: Tensor, no_object_weight: float = 0.1
+    output: Output,
+    targets: list[Target],
+    matching: Matching,
+    points: Tensor,
+    no_object_weight: float = 0.1,
+    class_weights: tuple[float, ...] | None = None,
 ) -> dict[str, Tensor]:
     """Prediction by prediction, all masks multiplied out and padded, as the authors write it."""
     num_masks = max(1, sum(target.num_segments for target in targets))
@@ -79,6 +85,8 @@ def official_losses(
         logits = output.class_logits[prediction]
         weight = torch.ones(output.num_classes + 1, dtype=logits.dtype)
         weight[-1] = no_object_weight
+        if class_weights is not None:
+            weight[:-1] = torch.tensor(class_weights)
         losses[f"{prediction}.class"] = F.cross_entropy(logits.transpose(1, 2), classes, weight)
 
         masks = output.masks[prediction].dense()[image, query]  # (N, H, W)
@@ -309,6 +317,21 @@ def test_no_object_is_the_last_class_and_weighs_a_tenth():
     assert loss == pytest.approx(-(0.1 * math.log(0.3) + 1 * math.log(0.6)) / (0.1 + 1), rel=1e-5)
     loss = Criterion(2, num_points=4, no_object_weight=0.5).losses(output, targets, matching)["0.class"].item()
     assert loss == pytest.approx(-(0.5 * math.log(0.3) + 1 * math.log(0.6)) / (0.5 + 1), rel=1e-5)
+
+
+def test_class_weights_are_those_of_cross_entropy(output, targets):
+    """As torch's cross_entropy takes them, beside the weight of no object; masks do not weigh more."""
+    class_weights = tuple(0.5 + k for k in range(K))
+    criterion = Criterion(K, num_points=40, class_weights=class_weights)
+    matching = criterion.matcher(output, targets)
+    points = torch.rand(len(matching.image), 40, 2)
+    losses = criterion.losses(output, targets, matching, points)
+    expected = official_losses(output, targets, matching, points, class_weights=class_weights)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    unweighted = Criterion(K, num_points=40).losses(output, targets, matching, points)
+    assert losses["0.class"] != unweighted["0.class"]
+    assert losses["0.mask"] == unweighted["0.mask"]
 
 
 def test_an_undecided_mask_costs_the_logarithm_of_two():
@@ -627,12 +650,15 @@ def test_the_number_of_classes_must_agree(output, targets):
         dict(oversample_ratio=0.5),
         dict(importance_sample_ratio=1.5),
         dict(no_object_weight=0.0),
+        dict(class_weights=(1.0, 2.0)),
+        dict(class_weights=(1.0, -2.0, 1.0)),
+        dict(class_weights=(1.0, math.nan, 1.0)),
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_settings_are_checked(wrong):
     name, value = next(iter(wrong.items()))
-    with pytest.raises(ValueError, match=f"Criterion.{name} must be .* got {value}"):
+    with pytest.raises(ValueError, match=f"Criterion.{name} must be .* got {re.escape(str(value))}"):
         Criterion(**{"num_classes": 3, **wrong})
 
 
@@ -656,10 +682,11 @@ def test_build_criterion_takes_all_settings_of_the_recipe():
     changed = recipe.vary(
         loss=dict(
             num_points=10, oversample_ratio=2.0, importance_sample_ratio=0.5, class_weight=3.0, mask_weight=4.0,
-            dice_weight=6.0, no_object_weight=0.2,
+            dice_weight=6.0, no_object_weight=0.2, class_weights=(2.0,) * 150,
         )
     )  # fmt: skip
     weights = {"class": 3.0, "mask": 4.0, "dice": 6.0}
     assert build_criterion(changed) == Criterion(
-        150, weights=weights, no_object_weight=0.2, num_points=10, oversample_ratio=2.0, importance_sample_ratio=0.5
-    )
+        150, weights=weights, no_object_weight=0.2, class_weights=(2.0,) * 150, num_points=10, oversample_ratio=2.0,
+        importance_sample_ratio=0.5,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "m2f_lab"
 
 FLOORS = (
     ("ops",),
-    ("structures", "references", "recipes"),
+    ("structures", "references", "recipes", "networks"),
     ("data", "loss", "inference"),
     ("model",),
     ("weights", "evaluation"),

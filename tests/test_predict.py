@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -339,6 +341,15 @@ def test_panoptic_and_instance_come_back_at_the_images_own_size(model):
     assert predict(model, pixels, "panoptic", classes=CLASSES, object_mask_threshold=0.999).segments == ()
 
 
+def test_without_classes_all_are_things_and_that_is_logged(model, caplog):
+    pixels, all_things = random_image(40, 50), replace(CLASSES, things=frozenset(range(len(CLASSES))))
+    with caplog.at_level(logging.WARNING, logger="m2f_lab"):
+        got = predict(model, pixels, "panoptic", object_mask_threshold=0.1)
+    assert "set model.classes" in caplog.text
+    assert got.segments == predict(model, pixels, "panoptic", classes=all_things, object_mask_threshold=0.1).segments
+    assert all(segment.is_thing for segment in got.segments)
+
+
 def test_the_wrong_task_or_option_is_refused(model):
     pixels = random_image(20, 20)
     with pytest.raises(ValueError, match=r"task must be one of .*'instance'.*got 'depth'"):
@@ -351,8 +362,6 @@ def test_the_wrong_task_or_option_is_refused(model):
                 predict(model, pixels, task, classes=CLASSES, **option)
     with pytest.raises(ValueError, match='top_k is an option of task="instance"; task="semantic" takes tile'):
         predict(model, pixels, top_k=3)
-    with pytest.raises(ValueError, match=r"set model\.classes"):
-        predict(model, pixels, "panoptic")
     with pytest.raises(ValueError, match="predicts 3 classes, but there are 1"):
         predict(model, pixels, classes=Classes(("a",), ((0, 0, 0),)))
 

@@ -14,7 +14,7 @@ import torch
 
 from m2f_lab import ops
 from m2f_lab.data import Batch, open_dataset, training_batches
-from m2f_lab.loss import Divisors, build_criterion
+from m2f_lab.loss import Criterion, Divisors, build_criterion
 from m2f_lab.model import build_model
 from m2f_lab.structures import MaskLogits, Output, Target
 from m2f_lab.training import Run, train
@@ -101,10 +101,11 @@ class TestParts:
         assert losses["loss"] != pytest.approx(self.gradient(root, 1)[1]["loss"], rel=1e-3)
 
     def test_divisors_by_hand(self):
-        def divisors(counts: list[int], world: DistributedContext = ALONE) -> Divisors:
+        def divisors(counts: list[int], world: DistributedContext = ALONE, class_weights=None) -> Divisors:
             targets = [Target(torch.zeros(n, dtype=torch.long), masks=torch.zeros(n, 2, 2) > 0) for n in counts]
             batch = Batch(torch.zeros(len(counts), 3, 8, 8), targets, [""] * len(counts))
-            return whole_batch_divisors(batch, output, 0.1, world)
+            criterion = Criterion(3, no_object_weight=0.1, class_weights=class_weights)
+            return whole_batch_divisors(batch, output, criterion, world)
 
         logits = torch.zeros(1, 10, 4)
         output = Output([logits], [MaskLogits(torch.zeros(1, 10, 1), torch.zeros(1, 1, 2, 2))], (8, 8), (8, 8))
@@ -113,6 +114,8 @@ class TestParts:
         # More segments than queries: only as many as there are queries are matched, but all count as segments.
         assert divisors([12, 0]) == pytest.approx((11, 12))
         assert divisors([0, 0]) == pytest.approx((2, 1))
+        # Of class 0, which weighs 5.
+        assert divisors([3, 1], class_weights=(5.0, 1.0, 1.0)) == pytest.approx((4 * 5 + 1.6, 4))
 
         class Three(DistributedContext):
             def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -120,13 +123,14 @@ class TestParts:
 
         assert divisors([3, 1], Three(rank=0, size=3, device=CPU)) == pytest.approx((5.6, 4))
 
-    def test_divisors_are_those_of_the_criterion(self, root):
-        recipe = self.RECIPE
+    @pytest.mark.parametrize("class_weights", [None, (0.5, 4.0, 2.0)])
+    def test_divisors_are_those_of_the_criterion(self, root, class_weights):
+        recipe = self.RECIPE.vary(loss=dict(class_weights=class_weights))
         batch = self.batch(root)
         torch.manual_seed(0)
         output, criterion = build_model(recipe.model)(batch.images), build_criterion(recipe)
         results = []
-        for divisors in (None, whole_batch_divisors(batch, output, criterion.no_object_weight, ALONE)):
+        for divisors in (None, whole_batch_divisors(batch, output, criterion, ALONE)):
             torch.manual_seed(1)
             results.append(criterion(output, batch.targets, divisors))
         for name, value in results[0].items():

@@ -19,8 +19,16 @@ from m2f_lab.data import _READERS
 from m2f_lab.inference import postprocess
 from m2f_lab.inference.predict import _OPTIONS as PREDICT_OPTIONS
 from m2f_lab.model import build_model
-from m2f_lab.model.mask2former import PIXEL_MEAN, PIXEL_STD
-from m2f_lab.recipes import DataConfig, EvaluationConfig, ModelConfig, OptimizationConfig, Recipe
+from m2f_lab.networks import settled
+from m2f_lab.recipes import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizationConfig,
+    Recipe,
+)
 from m2f_lab.training import distributed, train
 from m2f_lab.training.distributed import DistributedContext
 from m2f_lab.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
@@ -57,7 +65,7 @@ def model_of(row: dict) -> dict:
         num_decoder_layers=row["decoder_layers"], batch_norm=norms[row["norm"]] if "norm" in row else "frozen",
         drop_path_rate=0.3 if "window" in row else 0.0, hidden_dim=256, mask_dim=256, num_heads=8,
         num_encoder_layers=6, num_sampling_points=4, encoder_feedforward_dim=1024, decoder_feedforward_dim=2048,
-        backbone_options={},
+        backbone_options={}, pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD,
     )  # fmt: skip
 
 
@@ -130,7 +138,7 @@ class TestRows:
     def test_recipe(self, row):
         recipe = recipes.named(name_of(row))
         assert (recipe.name, recipe.task) == (name_of(row), row["task"])
-        assert asdict(recipe.model) == model_of(row)
+        assert asdict(settled(recipe.model)) == model_of(row)
         assert asdict(recipe.data) == data_of(row)
         found = asdict(recipe.optimization)
         assert {name: found[name] for name in optimization_of(row)} == optimization_of(row)
@@ -148,7 +156,7 @@ class TestRows:
     def test_conversion_has_the_recipe_of_its_source(self, row):
         (source,) = (each for each in TRAINED if each["id"] == row["converted_from"])
         recipe = recipes.named(name_of(source))
-        assert asdict(recipe.model) == model_of(row)
+        assert asdict(settled(recipe.model)) == model_of(row)
         assert asdict(recipe.data) == data_of(row | {"family": "official"})
         found = asdict(recipe.optimization)
         assert {name: found[name] for name in optimization_of(row)} == optimization_of(row)
@@ -242,8 +250,8 @@ class TestModels:
     @pytest.mark.parametrize("backbone", sorted({recipes.named(name).model.backbone for name in recipes.names()}))
     def test_images_are_normalised_as_the_backbone_was_pretrained(self, backbone):
         config = timm.get_pretrained_cfg(backbone)
-        assert [255 * mean for mean in config.mean] == pytest.approx(PIXEL_MEAN)
-        assert [255 * std for std in config.std] == pytest.approx(PIXEL_STD)
+        assert [255 * mean for mean in config.mean] == pytest.approx(IMAGENET_MEAN)
+        assert [255 * std for std in config.std] == pytest.approx(IMAGENET_STD)
 
     @pytest.mark.parametrize("row", [row for row in TRAINED if row["family"] == "official"], ids=name_of)
     def test_backbone_starts_from_the_published_weights(self, row):
@@ -406,7 +414,7 @@ class TestOlderFiles:
     def test_load(self):
         recipe = Recipe.load(BEFORE)
         assert recipe.optimization == recipes.ade20k_swin_tiny().optimization
-        assert recipe.model == recipes.ade20k_swin_tiny().model
+        assert recipe.model == settled(recipes.ade20k_swin_tiny().model)
         assert recipe.evaluation.options("panoptic") == {"object_mask_threshold": 0.8, "overlap_threshold": 0.8}
 
     def test_continue(self, tmp_path):

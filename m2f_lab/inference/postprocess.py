@@ -106,7 +106,7 @@ def panoptic(
     index: int = 0,
     size: tuple[int, int] | None = None,
     *,
-    things: Collection[int],
+    things: Collection[int] | None,
     object_mask_threshold: float = 0.8,
     overlap_threshold: float = 0.8,
     rows_per_strip: int | None = None,
@@ -115,7 +115,8 @@ def panoptic(
 
     Args:
         output, index, size, rows_per_strip: as in `semantic`
-        things: the classes whose instances are told apart; segments of any other class are merged into one
+        things: the classes whose instances are told apart; segments of any other class are merged into one.
+            None: every class
         object_mask_threshold: queries need a larger class probability than this
         overlap_threshold: queries must win at least this share of their own mask
 
@@ -123,6 +124,7 @@ def panoptic(
         A Prediction with `segments_map` int32 [H, W], 0 where no segment is, and its `segments`.
     """
     size = _checked_size(output, size)
+    things = range(output.num_classes) if things is None else things
     scores, labels = _class_probabilities(output, index).max(-1)  # (Q,)
     queries = torch.nonzero((labels != output.num_classes) & (scores > object_mask_threshold)).flatten()  # (N,)
     count = len(queries)

@@ -5,6 +5,7 @@ B batch, K classes, H/W height/width of the image, h/w of what the model sees.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,8 +70,8 @@ def predict(
         image: a path, a PIL image of any mode, or a uint8 RGB array [H, W, 3]. EXIF orientation is applied. A list of
             them, of any sizes, gives a list of predictions
         task: "semantic", "panoptic" or "instance"
-        classes: says which classes are things; by default `model.classes`. Needed for the panoptic task; for the
-            instance task, every class is a thing if it is not known
+        classes: says which classes are things; by default `model.classes`. Every class is a thing if it is not known,
+            which the panoptic task logs
         shortest_edge: resize the image to this before the model sees it, in pixels; by default it is not resized.
             Semantic only: the results at several sizes are averaged
         longest_edge: but to no more than this, in pixels
@@ -276,9 +277,11 @@ def _checked_tile(tile: int | tuple[int, int] | None, overlap: float | None) -> 
 
 
 def _things(classes: Classes | None, task: str) -> frozenset[int] | None:
-    if classes is None and task == "panoptic":
-        raise ValueError(
-            'task="panoptic" must know which classes are things (their instances are told apart): set model.classes, '
-            "or pass classes=m2f_lab.data.Classes(names, colors, things)."
+    if classes is not None:
+        return classes.things
+    if task == "panoptic":
+        logging.getLogger("m2f_lab").warning(
+            "Nothing says which classes are things, so every class is taken for one, and its instances are told apart: "
+            "set model.classes, or pass classes=m2f_lab.data.Classes(names, colors, things)."
         )
-    return None if classes is None else classes.things
+    return None

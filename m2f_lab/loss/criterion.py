@@ -6,6 +6,7 @@ P points, H/W height/width of the mask features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -51,6 +52,7 @@ class Criterion:
             left out keep the paper's weights.
         class_term: (logits [N, K+1], classes [N]) → [N]
         no_object_weight: weight of queries without a segment in the class term
+        class_weights: of those with a segment, by its class. K numbers; None: 1 for every class
         num_points: P, at which masks are compared, in matching and in the loss
         oversample_ratio: candidates per point from which the uncertain ones are chosen
         importance_sample_ratio: share of the points that is chosen by uncertainty
@@ -63,6 +65,7 @@ class Criterion:
     weights: Mapping[str, float] = field(default_factory=dict)
     class_term: Callable[[Tensor, Tensor], Tensor] = field(default_factory=lambda: terms.cross_entropy)
     no_object_weight: float = 0.1
+    class_weights: tuple[float, ...] | None = None
     num_points: int = 12544
     oversample_ratio: float = 3.0
     importance_sample_ratio: float = 0.75
@@ -75,6 +78,7 @@ class Criterion:
             ("oversample_ratio", self.oversample_ratio >= 1, "at least 1"),
             ("importance_sample_ratio", 0 <= self.importance_sample_ratio <= 1, "in [0, 1]"),
             ("no_object_weight", self.no_object_weight > 0, "positive, or an image without segments has no loss"),
+            ("class_weights", *self._sound_class_weights()),
             ("terms", not {"class", "total"} & set(self.terms), 'without "class" and "total"; see class_term'),
         ):
             if not sound:
@@ -84,6 +88,11 @@ class Criterion:
             problem = "a term without a weight" if known - weighted else "a weight without a term"
             wrong = sorted(known - weighted or weighted - known)
             raise ValueError(f"Criterion: {problem}: {wrong}. Terms: {sorted(known)}.")
+
+    def _sound_class_weights(self) -> tuple[bool, str]:
+        weights = self.class_weights
+        sound = weights is None or (len(weights) == self.num_classes and all(0 <= w < math.inf for w in weights))
+        return sound, f"a finite number of at least 0 for each of {self.num_classes} classes, or None"
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -170,9 +179,25 @@ class Criterion:
 
         weight = logits.new_ones(self.num_classes + 1)
         weight[self.num_classes :] = self.no_object_weight
+        if self.class_weights is not None:
+            (weight[:-1],) = ops.to_device([torch.tensor(self.class_weights)], weight.device)
         weight = weight[classes].view(len(logits), -1)  # (L, B*Q)
         losses = self.class_term(logits.flatten(0, 2), classes).view_as(weight)
         return (losses * weight).sum(1), weight.sum(1)
+
+    def weight_of_queries(self, targets: Sequence[Target], num_queries: int) -> float:
+        """Sum of the class weights of all queries in a prediction, known before they are matched.
+
+        Where an image has more segments than queries, those of an average one stand for the segments that are left out.
+        """
+        total = 0.0
+        for target in targets:
+            matched = min(target.num_segments, num_queries)
+            total += matched + self.no_object_weight * (num_queries - matched)
+            if self.class_weights is not None and matched:
+                weights = torch.tensor(self.class_weights)[target.labels.long().cpu()]
+                total += matched * (weights.mean().item() - 1)
+        return total
 
     @property
     def pointwise(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -240,6 +265,7 @@ def build_criterion(recipe: Recipe) -> Criterion:
         recipe.model.num_classes,
         weights={"class": loss.class_weight, "mask": loss.mask_weight, "dice": loss.dice_weight},
         no_object_weight=loss.no_object_weight,
+        class_weights=loss.class_weights,
         num_points=loss.num_points,
         oversample_ratio=loss.oversample_ratio,
         importance_sample_ratio=loss.importance_sample_ratio,

@@ -5,10 +5,6 @@ B batch, C channels, H/W height/width.
 Swin's blocks are replaced by `m2f_lab.model.swin.SwinBlock`, which pads as the official ones do.
 """
 
-import difflib
-import functools
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +12,7 @@ import m2f_lab.ops._torchvision  # noqa: F401  isort: skip  (before timm, which 
 import timm
 
 from m2f_lab.model.swin import replace_blocks
+from m2f_lab.networks import create_network
 from m2f_lab.ops import replace_linears
 from m2f_lab.recipes import ModelConfig
 
@@ -57,7 +54,8 @@ class Backbone(nn.Module):
         self.batch_norm = config.batch_norm if config.backbone_weights else "trained"
         for norm in self._batch_norms():
             norm.requires_grad_(self.batch_norm == "trained")
-        self._check_pyramid(config.backbone, tuple(level["reduction"] for level in levels))
+        channels = config.backbone_options.get("in_chans", 3)
+        self._check_pyramid(config.backbone, tuple(level["reduction"] for level in levels), channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features at strides 4, 8, 16, 32.
@@ -103,7 +101,7 @@ class Backbone(nn.Module):
         return [module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     @torch.no_grad()
-    def _check_pyramid(self, name: str, strides: tuple[int, ...]) -> None:
+    def _check_pyramid(self, name: str, strides: tuple[int, ...], channels: int) -> None:
         """Compare strides, then run a small image through, of a size that no pretraining used."""
         height, width = 64, 96
         backbone, image = f"Backbone {name!r}", f"an image of {height} × {width} pixels"
@@ -113,7 +111,7 @@ class Backbone(nn.Module):
         training = self.training
         self.eval()
         try:
-            found = [tuple(x.shape[1:]) for x in self(torch.zeros(1, 3, height, width))]
+            found = [tuple(x.shape[1:]) for x in self(torch.zeros(1, channels, height, width))]
         except Exception as error:
             needed = "It needs to take images of any size divisible by 32"
             raise ValueError(f"{backbone} cannot process {image}: {error}. {needed}. {_SUGGESTION}") from error
@@ -123,48 +121,3 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"{backbone} returned features of shapes {found} for {image}, expected {expected}. {_SUGGESTION}"
             )
-
-
-def create_network(config: ModelConfig, options: dict, suggestion: str) -> nn.Module:
-    """`timm.create_model` with errors that say what to do.
-
-    Args:
-        config: reads `backbone`, `backbone_weights` and `drop_path_rate`.
-        options: of timm.
-        suggestion: networks that fit, for the errors.
-
-    Raises:
-        ValueError: timm does not know the name, or an option does not fit the network.
-        OSError: the weights cannot be read or downloaded.
-    """
-    name, weights = config.backbone, config.backbone_weights
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=5)
-        hint = f"Did you mean {', '.join(close)}? " if close else ""
-        raise ValueError(f"timm {timm.__version__} has no model named {name!r}. {hint}{suggestion}")
-    if isinstance(weights, (str, Path)):
-        path = Path(weights).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"backbone_weights: there is no file {path}. Give the path of a timm checkpoint, True to download "
-                "timm's pretrained weights, or None for random ones."
-            )
-        options = options | {"pretrained_cfg_overlay": {"file": str(path)}}
-    create = functools.partial(timm.create_model, name, pretrained=bool(weights), **options)
-    try:
-        try:
-            return create(drop_path_rate=config.drop_path_rate)
-        except TypeError as error:
-            if "drop_path_rate" not in str(error):
-                raise
-            if config.drop_path_rate > 0:
-                message = f"Backbone {name!r} has no stochastic depth: set drop_path_rate=0.0 in the ModelConfig."
-                raise ValueError(message) from error
-        return create()
-    except OSError as error:
-        raise OSError(
-            f"The pretrained weights of {name!r} could not be loaded: {error}. timm downloads them from the Hugging "
-            "Face hub; without a network set backbone_weights to a downloaded file, or to None for random weights."
-        ) from error
-    except (TypeError, RuntimeError, IndexError, AssertionError, AttributeError) as error:
-        raise ValueError(f"timm cannot build {name!r} with {options}: {error}. {suggestion}") from error

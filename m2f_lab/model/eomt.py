@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from m2f_lab.data import Classes
 from m2f_lab.inference import predict
-from m2f_lab.model.backbone import create_network
+from m2f_lab.networks import create_network, pixel_statistics
 from m2f_lab.recipes import ModelConfig
 from m2f_lab.structures import DecoderState, MaskLogits, Output, Prediction, Target
 
@@ -146,9 +146,8 @@ class EoMT(nn.Module):
         doublings = max(1, int(math.log2(max(self.backbone.patch_size))) - 2)  # patches of 16 pixels: to stride 4
         self.upscale = nn.Sequential(*(ScaleBlock(dim) for _ in range(doublings)))
         self.register_buffer("mask_probabilities", torch.ones(count))
-        for name in ("mean", "std"):  # as the ViT was pretrained
-            values = 255 * torch.tensor(network.pretrained_cfg[name]).view(3, 1, 1)
-            self.register_buffer(f"pixel_{name}", values, persistent=False)
+        for name, values in zip(("pixel_mean", "pixel_std"), pixel_statistics(config), strict=True):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None, keep_attention: bool = False) -> Output:
         """Segment images.

@@ -16,11 +16,9 @@ from m2f_lab.inference import predict
 from m2f_lab.model.backbone import STRIDES, Backbone
 from m2f_lab.model.pixel_decoder import PixelDecoder
 from m2f_lab.model.transformer_decoder import DecoderMemory, TransformerDecoder
-from m2f_lab.recipes import ModelConfig, Recipe
+from m2f_lab.networks import pixel_statistics
+from m2f_lab.recipes import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Recipe
 from m2f_lab.structures import DecoderState, MaskLogits, Output, Prediction, Target
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB in 0..255
-PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class Mask2Former(nn.Module):
@@ -51,14 +49,15 @@ class Mask2Former(nn.Module):
         self.backbone = backbone
         self.pixel_decoder = pixel_decoder
         self.transformer_decoder = transformer_decoder
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        statistics = (IMAGENET_MEAN, IMAGENET_STD) if config is None else pixel_statistics(config)
+        for name, values in zip(("pixel_mean", "pixel_std"), statistics, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, targets: Sequence[Target] | None = None, keep_attention: bool = False) -> Output:
         """Segment images.
 
         Args:
-            images: RGB in 0..255, uint8 or float, of any height and width. [B, 3, H, W]
+            images: RGB (or the channels that the backbone takes) in 0..255, of any height and width. [B, 3, H, W]
             targets: ground truth of each image, for decoders that learn from it (denoising); the paper's does not.
             keep_attention: keep attention weights in the output's states.
 
@@ -69,8 +68,11 @@ class Mask2Former(nn.Module):
         Raises:
             ValueError: the images are not [B, 3, H, W].
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"Mask2Former takes RGB images [B, 3, H, W] in 0..255, got shape {tuple(images.shape)}.")
+        if images.ndim != 4 or images.shape[1] != (channels := len(self.pixel_mean)):
+            kind = "RGB images" if channels == 3 else "images"
+            raise ValueError(
+                f"Mask2Former takes {kind} [B, {channels}, H, W] in 0..255, got shape {tuple(images.shape)}."
+            )
         padded = self.preprocess(images)
         mask_features, levels = self.pixel_decoder(self.backbone(padded))
         memory = self.transformer_decoder.prepare(levels, mask_features, targets=targets, keep_attention=keep_attention)

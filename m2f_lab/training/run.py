@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import nn
 
+from m2f_lab.networks import settled
 from m2f_lab.recipes import Recipe
 from m2f_lab.training.checkpoint import recover_folder
 from m2f_lab.weights import Builder, load_model
@@ -202,7 +203,8 @@ def open_run(path: Path, recipe: Recipe, resume: str) -> None:
 
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:
     # Fields that are newer than the file have their defaults on both sides.
-    there, here = (_flat(json.loads(json.dumps(asdict(each)))) for each in (Recipe.load(path / "recipe.json"), recipe))
+    both = (replace(each, model=settled(each.model)) for each in (Recipe.load(path / "recipe.json"), recipe))
+    there, here = (_flat(json.loads(json.dumps(asdict(each)))) for each in both)
     fields = [f for f in sorted(there.keys() | here.keys()) if there.get(f) != here.get(f) and f not in _FREE]
     if fields:
         lines = "\n".join(f"  {field}: {there.get(field)} there, {here.get(field)} here" for field in fields)

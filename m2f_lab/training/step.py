@@ -76,7 +76,7 @@ class TrainStep:
                     part = part.to(device, non_blocking=True)
                     output = self._forward(part)
                     if divisors is None and (len(parts) > 1 or self.world.size > 1):
-                        divisors = whole_batch_divisors(batch, output, self.criterion.no_object_weight, self.world)
+                        divisors = whole_batch_divisors(batch, output, self.criterion, self.world)
                     losses = self.criterion(output, part.targets, divisors)
                     self.scaler.scale(losses["total"]).backward()
                 sums = sums + torch.stack(list(losses.values())).detach().double()
@@ -124,7 +124,7 @@ class TrainStep:
         return getattr(self._own_model, "anneal", lambda progress: None)
 
 
-def whole_batch_divisors(batch: Batch, output: Output, no_object_weight: float, world: DistributedContext) -> Divisors:
+def whole_batch_divisors(batch: Batch, output: Output, criterion: Criterion, world: DistributedContext) -> Divisors:
     """Divisors that make parts and processes add up to the gradient of the whole batch.
 
     Plain averages over parts would let an image in a part with few segments count for more. What no divisor can undo:
@@ -133,14 +133,12 @@ def whole_batch_divisors(batch: Batch, output: Output, no_object_weight: float, 
     Args:
         batch: all parts of this process
         output: of any of the parts; its number of queries counts
-        no_object_weight: of queries without a segment
+        criterion: weighs the queries
         world: the processes over whose gradients the average is taken
     """
-    num_queries = output.class_logits[0].shape[1]
-    counts = [target.num_segments for target in batch.targets]
-    matched = sum(min(count, num_queries) for count in counts)
-    weight = matched + no_object_weight * (num_queries * len(counts) - matched)
-    (own,) = ops.to_device([torch.tensor([weight, sum(counts)], dtype=torch.float64)], world.device)
+    weight = criterion.weight_of_queries(batch.targets, output.class_logits[0].shape[1])
+    segments = sum(target.num_segments for target in batch.targets)
+    (own,) = ops.to_device([torch.tensor([weight, segments], dtype=torch.float64)], world.device)
     queries, segments = world.sum(own) / world.size
     return Divisors(queries, segments.clamp(min=1))
 

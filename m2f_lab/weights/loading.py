@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from m2f_lab.data.dataset import abbreviate
+from m2f_lab.networks import pixel_statistics
 from m2f_lab.references import resolve_loaded
 from m2f_lab.weights.eomt import EOMT, EOMT_DINOV3, EOMT_OFFICIAL
 from m2f_lab.weights.huggingface import HUGGINGFACE, config_conflicts
@@ -144,6 +145,14 @@ def _builder(reference: str | None, folder: str | Path) -> Builder:
         raise ValueError(f"The model in {folder} was built by {reference!r}. {error}") from error
 
 
+_OF_BACKBONES = (
+    "patch_embed.", "pos_embed", "cls_token", "conv1.", "conv_stem.", "stem", "bn1.", "bn2.", "norm", "res2.", "res3.",
+    "res4.", "res5.", "layer1.", "layer2.", "layer3.", "layer4.", "layers.", "stages.", "blocks.", "conv_head.",
+    "head.", "fc.", "classifier.",
+)  # fmt: skip
+"""First parts of key names in timm's and detectron2's backbones, classifiers included."""
+
+
 def recognise(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> KeyMap:
     """Tell the format of a checkpoint: ours by its config.json or by names shared with the model, others by their keys.
 
@@ -162,9 +171,11 @@ def recognise(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> KeyMap:
             return format
     if set(keys) & set(own):
         return NATIVE
-    pyramid = ("patch_embed.", "layer1.", "stages.", "layers.0.", "res2.", "stem.")
-    if any(key.removeprefix("backbone.").startswith(pyramid) for key in keys):
+    others = [key for key in keys if not key.removeprefix("backbone.").startswith(_OF_BACKBONES)]
+    if keys and not others:
         hint = "It looks like a backbone alone: give its path as ModelConfig(backbone_weights=…) instead."
+    elif len(others) < len(keys):
+        hint = f"It looks like a whole model of an unknown toolbox: besides a backbone it holds {others[0]}."
     else:
         hint = f"Known are {', '.join(format.name for format in (NATIVE, *FORMATS))}."
     raise ValueError(f"{checkpoint.path} is of no known format; its first keys are {abbreviate(keys, 4)}. {hint}")
@@ -263,9 +274,11 @@ def _check_normalisation(model: nn.Module, checkpoint: Checkpoint) -> None:
         theirs = [checkpoint.tensors[name].flatten().tolist() for name in ("pixel_mean", "pixel_std")]
     elif checkpoint.preprocessor and {"image_mean", "image_std"} <= set(checkpoint.preprocessor):
         theirs = [[255 * value for value in checkpoint.preprocessor[name]] for name in ("image_mean", "image_std")]
+    elif is_own_config(checkpoint.config) and (config := config_from_json(checkpoint.config)):
+        theirs = [list(values) for values in pixel_statistics(config)]
     else:
         return
-    if not torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=0.5):
+    if len(ours[0]) != len(theirs[0]) or not torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=0.5):
         mean, std = ([round(value, 3) for value in values] for values in theirs)
         raise ValueError(
             f"{checkpoint.path} expects RGB images normalised with mean {mean} and standard deviation {std}, which is "

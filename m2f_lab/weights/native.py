@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m2f_lab.data import Classes
-from m2f_lab.recipes import ModelConfig, Recipe
+from m2f_lab.networks import settled
+from m2f_lab.recipes import WITH_CHECKPOINT, ModelConfig, Recipe, completed
 from m2f_lab.references import reference_to
 from m2f_lab.weights.keymap import KeyMap, Rule
 
@@ -64,7 +66,7 @@ def save_weights(model: nn.Module, folder: str | Path) -> Path:
         "format": _FORMAT,
         "version": _VERSION,
         "builder": getattr(model, "builder", None),
-        "model": None if config is None else asdict(config),
+        "model": None if config is None else asdict(_as_it_is(model, config)),
         "classes": None if classes is None else classes.to_json(),
     }
     partial = {name: folder / f".{name}.partial-{os.getpid()}" for name in (WEIGHTS_FILE, CONFIG_FILE)}
@@ -99,6 +101,7 @@ def config_from_json(content: dict) -> ModelConfig | None:
     values = content["model"]
     if values is None:
         return None
+    values = completed(values)
     unknown = set(values) - {field.name for field in fields(ModelConfig)}
     if unknown:
         raise ValueError(f"ModelConfig has no field {sorted(unknown)}; was this folder written by another version?")
@@ -122,7 +125,20 @@ def unseen_conflicts(content: dict, config: ModelConfig) -> list[str]:
 
 def without_pretraining(config: ModelConfig) -> ModelConfig:
     """The same architecture; nothing is downloaded when it is built, because all weights come from the checkpoint."""
-    return replace(config, backbone_weights=None)
+    return replace(config, backbone_weights=WITH_CHECKPOINT if config.backbone_weights else None)
+
+
+def _as_it_is(model: nn.Module, config: ModelConfig) -> ModelConfig:
+    """The configuration with the pixel statistics of the model's buffers, which may have been set by hand."""
+    buffers = dict(model.named_buffers())
+    if not {"pixel_mean", "pixel_std"} <= buffers.keys():
+        return config
+    config = settled(config)
+    for name in ("pixel_mean", "pixel_std"):
+        values = buffers[name].flatten().cpu()
+        if not torch.equal(values, torch.tensor(getattr(config, name)).to(values)):
+            config = replace(config, **{name: tuple(values.tolist())})
+    return config
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

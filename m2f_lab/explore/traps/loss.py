@@ -72,14 +72,14 @@ def weight_of_mask_losses(bench: Bench, divisors: Callable[..., Divisors]) -> Fi
     points = torch.rand(len(matching.query), criterion.num_points, 2)
     batch = Batch(bench.images(0), targets, [""])
     worlds = (Processes(0, size, torch.device("cpu")) for size in (1, 8))
-    given = (divisors(batch, output, criterion.no_object_weight, world) for world in worlds)
+    given = (divisors(batch, output, criterion, world) for world in worlds)
     alone, among = (criterion.losses(output, targets, matching, points, each)["0.mask"] for each in given)
     return Finding(float((among / alone).detach()))
 
 
-def averaged_twice(batch: Batch, output: Output, no_object_weight: float, world: DistributedContext) -> Divisors:
+def averaged_twice(batch: Batch, output: Output, criterion: Criterion, world: DistributedContext) -> Divisors:
     """Divided by the number of processes here, though it is an average already."""
-    average = whole_batch_divisors(batch, output, no_object_weight, world)
+    average = whole_batch_divisors(batch, output, criterion, world)
     return average._replace(segments=average.segments / world.size)
 
 
