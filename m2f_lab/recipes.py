@@ -397,6 +397,24 @@ def published(dataset: str, task: str, backbone: str, source: str = "official") 
     return named(_name(dataset, task, backbone, source))
 
 
+def authors(dataset: str, task: str, backbone: str) -> Recipe:
+    """The settings of the authors, with their figures if they published a checkpoint with this backbone.
+
+    Args:
+        dataset, task, backbone: as `published` takes them
+
+    Raises:
+        ValueError: the data set has no such task, or there is no such backbone.
+    """
+    tasks = _CLASSES.get(dataset, {})
+    _require(task in tasks, f"There are no settings for {task!r} on {dataset!r}; there are for {', '.join(tasks)}.")
+    _require(backbone in _BACKBONES, f"backbone must be one of {', '.join(_BACKBONES)}, got {backbone!r}.")
+    if (name := _name(dataset, task, backbone, "official")) in _zoo():
+        return named(name)
+    notes = "The authors' settings; no checkpoint with this backbone was published, so there is no figure to reach."
+    return _official(dataset, task, backbone).vary(notes=notes)
+
+
 def named(name: str) -> Recipe:
     """The recipe of a published checkpoint by its name, for example "coco_panoptic_swin_large"; `names` lists them.
 
@@ -408,19 +426,23 @@ def named(name: str) -> Recipe:
         hint = f"did you mean {' or '.join(close)}?" if close else "recipes.names() lists them."
         raise ValueError(f"There is no published recipe {name!r}; {hint}")
     row = _zoo()[name]
-    dataset, task, backbone = row["dataset"], row["task"], row["backbone"]
+    official = _official(row["dataset"], row["task"], row["backbone"])
+    official = official.vary(
+        name=name, published=dict(row["published"]), notes=f"Trained by {row['source']}: {row['checkpoint']}"
+    )
+    return official.vary(**_DIFFERENCES[row["source"]](official))
+
+
+def _official(dataset: str, task: str, backbone: str) -> Recipe:
     data, optimization, evaluation = _SETTINGS[dataset](task, backbone)
-    official = Recipe(
-        name=name,
+    return Recipe(
+        name=_name(dataset, task, backbone, "official"),
         task=task,
         model=_paper_model(dataset, task, backbone),
         data=data,
         optimization=optimization,
         evaluation=replace(evaluation, semantic_order="combine_first" if task == "semantic" else "resize_first"),
-        published=dict(row["published"]),
-        notes=f"Trained by {row['source']}: {row['checkpoint']}",
     )
-    return official.vary(**_DIFFERENCES[row["source"]](official))
 
 
 def _paper_model(dataset: str, task: str, backbone: str) -> ModelConfig:
@@ -538,43 +560,43 @@ _DIFFERENCES = {
 
 
 def ade20k_swin_tiny(task: str = "semantic") -> Recipe:
-    return published("ade20k", task, "swin_tiny")
+    return authors("ade20k", task, "swin_tiny")
 
 
 def ade20k_swin_small(task: str = "semantic") -> Recipe:
-    return published("ade20k", task, "swin_small")
+    return authors("ade20k", task, "swin_small")
 
 
 def ade20k_swin_base(task: str = "semantic") -> Recipe:
-    return published("ade20k", task, "swin_base")
+    return authors("ade20k", task, "swin_base")
 
 
 def ade20k_swin_large(task: str = "semantic") -> Recipe:
-    return published("ade20k", task, "swin_large")
+    return authors("ade20k", task, "swin_large")
 
 
 def ade20k_resnet50(task: str = "semantic") -> Recipe:
-    return published("ade20k", task, "resnet50")
+    return authors("ade20k", task, "resnet50")
 
 
 def cityscapes_swin_tiny(task: str = "semantic") -> Recipe:
-    return published("cityscapes", task, "swin_tiny")
+    return authors("cityscapes", task, "swin_tiny")
 
 
 def cityscapes_swin_small(task: str = "semantic") -> Recipe:
-    return published("cityscapes", task, "swin_small")
+    return authors("cityscapes", task, "swin_small")
 
 
 def cityscapes_swin_base(task: str = "semantic") -> Recipe:
-    return published("cityscapes", task, "swin_base")
+    return authors("cityscapes", task, "swin_base")
 
 
 def cityscapes_swin_large(task: str = "semantic") -> Recipe:
-    return published("cityscapes", task, "swin_large")
+    return authors("cityscapes", task, "swin_large")
 
 
 def cityscapes_resnet50(task: str = "semantic") -> Recipe:
-    return published("cityscapes", task, "resnet50")
+    return authors("cityscapes", task, "resnet50")
 
 
 _ABLATIONS = {
@@ -685,7 +707,7 @@ def nuclei_small() -> Recipe:
 
 
 def streets_small(task: str = "panoptic") -> Recipe:
-    """Drawn streets in Cityscapes' layout (`python -m m2f_lab.scenes`), from random weights, on a CPU.
+    """Drawn streets in Cityscapes' layout (`python -m m2f_lab.scenes`), from a pretrained backbone, on a CPU.
 
     The model sees whole streets, in training as in evaluation: on crops it would learn other places and numbers of
     things than it is asked for. A panoptic model is measured by PQ, AP of its things and mIoU at once.
@@ -694,9 +716,9 @@ def streets_small(task: str = "panoptic") -> Recipe:
         name=f"streets_small_{task}",
         task=task,
         model=ModelConfig(
-            num_classes=_CLASSES["cityscapes"][task], backbone="hgnetv2_b0", hidden_dim=64, mask_dim=64,
-            num_queries=50, num_heads=4, num_encoder_layers=1, encoder_feedforward_dim=128, num_decoder_layers=6,
-            decoder_feedforward_dim=256, drop_path_rate=0.0,
+            num_classes=_CLASSES["cityscapes"][task], backbone="tf_efficientnet_lite0", backbone_weights=True,
+            hidden_dim=64, mask_dim=64, num_queries=50, num_heads=4, num_encoder_layers=1, encoder_feedforward_dim=128,
+            num_decoder_layers=6, decoder_feedforward_dim=256, drop_path_rate=0.0,
         ),
         data=DataConfig(
             dataset="cityscapes", crop_size=(256, 512), shortest_edges=(256,), longest_edge=512, color_jitter=False,
@@ -704,8 +726,8 @@ def streets_small(task: str = "panoptic") -> Recipe:
         ),
         loss=LossConfig(num_points=6272),
         optimization=OptimizationConfig(
-            max_iterations=4000, batch_size=2, learning_rate=7e-4, backbone_multiplier=1.0, warmup_iterations=100,
-            clip_norm=1.0, precision="float32", evaluate_every=4000, checkpoint_every=200, log_every=20,
+            max_iterations=3200, batch_size=2, learning_rate=2.8e-3, backbone_multiplier=0.3, warmup_iterations=100,
+            clip_norm=1.0, precision="float32", evaluate_every=3200, checkpoint_every=200, log_every=20,
         ),
         evaluation=EvaluationConfig(semantic_order="resize_first"),
     )  # fmt: skip
