@@ -99,7 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="the data set's folder")
     command.add_argument("--split", choices=("train", "val"), default="train")
+    command.add_argument("--task", choices=TASKS, default="semantic", help="whose labels to read (semantic)")
     command.add_argument("--limit", type=int, metavar="N", help="read N images only")
+    command.add_argument("--all", action="store_true", help="list every file, instead of 20 of each kind")
     command.set_defaults(run=cli_audit)
 
     _add_predict(commands)
@@ -275,8 +277,9 @@ def _summary(recipe: Recipe) -> tuple[str, ...]:
 def cli_audit(options: argparse.Namespace) -> int:
     """Read a data set's labels and report what would train wrongly; the exit status is 1 if there is anything."""
     name = reference_to(resolve_file(options.dataset)) if ":" in options.dataset else options.dataset
-    report = audit(open_dataset(name, options.data_root, options.split, strict=False), limit=options.limit)
-    print(report)
+    dataset = open_dataset(name, options.data_root, options.split, strict=False, task=options.task)
+    report = audit(dataset, limit=options.limit)
+    print(report.text(most=None if options.all else 20))
     report.raise_if_wrong()
     return 0
 

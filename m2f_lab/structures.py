@@ -24,6 +24,14 @@ from m2f_lab.ops import kept, sample_segments
 IGNORE = 255
 """The label of pixels that belong to no class: they are neither learned nor evaluated."""
 
+WIDE_IGNORE = 65535
+"""The same beside more classes than a byte holds: label maps have 16 bits then."""
+
+
+def ignored_label(num_classes: int) -> int:
+    """IGNORE, or WIDE_IGNORE where IGNORE is a class."""
+    return IGNORE if num_classes <= IGNORE else WIDE_IGNORE
+
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     """Read maps at continuous positions.
@@ -201,30 +209,34 @@ class Target:
         return cls(labels=labels, id_map=id_map.to(torch.int16 if len(labels) < 2**15 else torch.int32))
 
     @classmethod
-    def from_label_map(cls, label_map: Tensor | np.ndarray) -> Target:
+    def from_label_map(cls, label_map: Tensor | np.ndarray, ignore: int = IGNORE) -> Target:
         """Semantic ground truth: one segment per class that occurs.
 
         Args:
-            label_map: class 0…K-1 of each pixel, or 255 to ignore it. integers or booleans [H, W]
+            label_map: class 0…K-1 of each pixel, or `ignore`. integers or booleans [H, W]
+            ignore: what pixels to ignore hold, more than any class; see `ignored_label`
 
         Raises:
             ValueError: it is no such map.
         """
+        if isinstance(label_map, np.ndarray) and label_map.dtype == np.uint16:
+            label_map = label_map.astype(np.int32)  # PyTorch hardly computes with uint16
         label_map = torch.as_tensor(label_map)
         if label_map.ndim != 2 or label_map.is_floating_point() or label_map.is_complex():
             raise ValueError(f"A label map is integers [H, W], got {label_map.dtype} {list(label_map.shape)}.")
         if label_map.dtype != torch.uint8:
             label_map = label_map.long()
-            if label_map.numel() and not 0 <= label_map.min() <= label_map.max() <= IGNORE:
+            if label_map.numel() and not 0 <= label_map.min() <= label_map.max() <= ignore:
                 raise ValueError(
-                    f"A label map holds classes from 0 and {IGNORE} for ignored pixels, but this one holds "
+                    f"A label map holds classes from 0 and {ignore} for ignored pixels, but this one holds "
                     f"{int(label_map.min())}…{int(label_map.max())}. Map other ids to these first."
                 )
         # Counting is four times as fast as torch.unique, which sorts every pixel.
         found = torch.bincount(label_map.flatten()).nonzero().flatten()
-        labels = found[found != IGNORE]
-        number = torch.full((IGNORE + 1,), IGNORE, dtype=torch.uint8, device=label_map.device)
-        number[labels] = torch.arange(len(labels), dtype=torch.uint8, device=label_map.device)
+        labels = found[found != ignore]
+        kind, none = (torch.uint8, IGNORE) if len(labels) <= IGNORE else (torch.int16, -1)
+        number = torch.full((ignore + 1,), none, dtype=kind, device=label_map.device)
+        number[labels] = torch.arange(len(labels), dtype=kind, device=label_map.device)
         # Four times as fast as number[label_map.long()], which reads eight bytes of index for every pixel.
         id_map = number.index_select(0, label_map.flatten().int()).view_as(label_map)
         return cls(labels=labels, id_map=id_map)

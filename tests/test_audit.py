@@ -218,8 +218,3 @@ def test_an_image_too_large_for_pillow_is_not_called_truncated(tmp_path: Path, m
         open_dataset("folder", root, "train")[0]
 
 
-def test_too_many_classes_are_refused_with_a_way_out(tmp_path: Path) -> None:
-    root = write_folder(tmp_path)
-    (root / "classes.txt").write_text("".join(f"kind {number}\n" for number in range(255)))
-    with pytest.raises(DataError, match=r"classes\.txt names 255 classes.*8 bits.*Merge rare classes"):
-        open_dataset("folder", root, "train")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from small_data import picture, raw_label, write, write_folder
 
+from m2f_lab.__main__ import main
 from m2f_lab.data import DataError, audit, open_dataset
 
 TURNED = 0x0112
@@ -49,7 +50,79 @@ def root(tmp_path: Path) -> Path:
     write(labels / "orphan.png", raw_label())
     write(labels / "compressed.jpg", raw_label())
     (images / "again").symlink_to(images)
+    add_instances(root)
     return root
+
+
+def add_instances(root: Path) -> None:
+    """A thing, class 2, of which each image has one instance; and what only instances can get wrong."""
+    (root / "classes.txt").write_text("background\ncar thing\ntree\nsea\n")
+    images, labels = root / "images" / "training", root / "annotations" / "training"
+    instances = root / "instances" / "training"
+    square = np.zeros((12, 16), np.uint16)
+    square[2:6, 2:6] = 1
+    label = np.where(square > 0, 2, 1).astype(np.uint8)
+    for name in ("overlap", "nothing", "no_instances", "half_outside"):
+        write(images / f"{name}.png", picture())
+        write(labels / f"{name}.png", label)
+    for file in images.glob("*.*"):
+        if file.stem != "no_instances":
+            write(instances / f"{file.stem}.png", 0 * square)
+    for name in ("overlap", "nothing"):
+        (instances / f"{name}.png").unlink()
+        for number in range(2):
+            write(instances / name / f"{number}.png", (255 * square).astype(np.uint8))
+    write(instances / "nothing" / "1.png", np.zeros((12, 16), np.uint8))
+    write(instances / "half_outside.png", np.roll(square, 2, axis=0))
+    write(instances / "wide.png", np.zeros((12, 16), np.uint16))
+
+
+IN_LABELS = (
+    ("no_label.png", "has no label"),
+    ("twin.jpg, twin.png", "share the label"),
+    ("wide.png", "is 20 × 12"),
+    ("colored.png", "is not a label"),
+    ("broken.png", "cannot be read"),
+    ("unknown.png", "unknown id 77"),
+    ("sixteen_bits.png", "unknown id 999"),
+    ("turned.jpg", "turned upright by their EXIF orientation"),
+    ("images/training/notes.txt", "LEFT OUT (3)"),
+    ("annotations/training/orphan.png", "LEFT OUT (3)"),
+    ("annotations/training/compressed.jpg", "LEFT OUT (3)"),
+)
+IN_INSTANCES = (
+    ("overlap", "instances overlap"),
+    ("nothing", "1.png of nothing covers"),
+    ("no_instances.png", "There is no"),
+    ("half_outside.png", "covers background, car"),
+)
+
+
+def test_one_report_lists_every_fault_of_labels_and_instances_by_file(root):
+    dataset = open_dataset("folder", root, "train", strict=False, task="panoptic")
+    report = audit(dataset)
+    for text in (str(report), report.text(most=None)):
+        for name, fault in IN_LABELS + IN_INSTANCES:
+            assert any(name in line and fault in line for line in text.splitlines()), (name, fault, text)
+    with pytest.raises(DataError) as error:
+        report.raise_if_wrong()
+    for name, _ in IN_INSTANCES:
+        assert name in str(error.value), name
+    with pytest.raises(DataError, match="would share the label"):
+        open_dataset("folder", root, "train", task="panoptic")
+
+
+def test_the_command_lists_every_file_if_asked(root, capsys):
+    images = root / "images" / "training"
+    for number in range(30):
+        write(images / f"bare_{number}.png", picture())
+    arguments = ["audit", "folder", "--data-root", str(root), "--task", "semantic"]
+    assert main(arguments) == 1
+    assert "and 11 more" in capsys.readouterr().out
+    assert main([*arguments, "--all"]) == 1
+    text = capsys.readouterr().out
+    assert all(f"bare_{number}.png" in text for number in range(30))
+    assert "TURNED (1): turned.jpg" in text
 
 
 def test_one_report_lists_every_fault_by_file(root, caplog):
@@ -58,7 +131,7 @@ def test_one_report_lists_every_fault_by_file(root, caplog):
     assert "notes.txt" in caplog.text
     report = audit(dataset)
     text = str(report)
-    assert report.num_images == 14, "a symbolic link that leads back adds none"
+    assert report.num_images == 18, "a symbolic link that leads back adds none"
     for kind, name in (
         ("NO LABEL (1)", "no_label.png"),
         ("SHARED LABEL (1)", "twin.jpg, twin.png"),

@@ -151,7 +151,7 @@ def test_classes_txt_may_give_colors_and_things() -> None:
         ("sky\n\nroad\n", "classes.txt, line 2 is empty"),
         ("sky\nroad\nsky\n", "classes.txt, line 3: 'sky' is already line 1"),
         ("", "names 0 classes"),
-        ("\n".join(f"class {i}" for i in range(255)), "names 255 classes"),
+        ("\n".join(f"class {i}" for i in range(65535)), "names 65535 classes"),
     ],
 )
 def test_classes_txt_is_checked(text: str, message: str) -> None:

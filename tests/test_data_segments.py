@@ -1,13 +1,17 @@
 """Readers of segments: ADE20K, COCO and Mapillary Vistas, pixel for pixel against their files."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from small_data import picture, write
 
-from m2f_lab.data import DataError, Segments, ade20k, open_dataset
+from m2f_lab import recipes
+from m2f_lab.data import DataError, Segments, ade20k, open_dataset, read_label, training_batches
 from m2f_lab.data.coco import open_instances, open_panoptic, panoptic_picture, segment_ids
 from m2f_lab.evaluation import InstanceEvaluator, PanopticEvaluator, SemanticEvaluator
 from m2f_lab.structures import IGNORE, Prediction, Segment
@@ -202,3 +206,65 @@ def test_the_two_images_of_coco_load_and_match_themselves():
     assert evaluator.result()["AP"] == pytest.approx(100)
     for sample, other in zip(panoptic, instances, strict=True):
         assert sorted(sample.segments.areas.tolist()) == sorted(other.segments.areas.tolist())
+
+
+# ADE20K's sample has semantic labels alone. What stands beside them here is made from these: each connected part of a
+# thing is an instance, in the layouts that the benchmark's own scripts write.
+
+ADE20K_SAMPLE = DATA / "ade20k_sample"
+
+
+def with_all_labels(root: Path) -> Path:
+    """The sample with instance and panoptic labels."""
+    for folder in ("images", "annotations"):
+        shutil.copytree(ADE20K_SAMPLE / folder, root / folder)
+    infos, rows = [], []
+    categories = [
+        {"id": k, "name": name, "isthing": int(k in ade20k.CLASSES.things), "color": [0, 0, 0]}
+        for k, name in enumerate(ade20k.CLASSES.names)
+    ]
+    things = sorted(ade20k.CLASSES.things)
+    for number, file in enumerate(sorted((root / "annotations" / "validation").glob("*.png"))):
+        label_map = read_label(file).astype(int) - 1
+        picture, segments_map, segments = np.zeros((*label_map.shape, 3), np.uint8), np.zeros_like(label_map), []
+        for label in sorted(set(np.unique(label_map)) - {-1}):
+            parts, count = ndimage.label(label_map == label)
+            for part in range(1, count + 1) if label in things else [None]:
+                mask = (label_map == label) if part is None else parts == part
+                segments.append({"id": 1000 + len(segments), "category_id": int(label), "iscrowd": 0})
+                segments_map[mask] = segments[-1]["id"]
+                if part is not None and picture[..., 1].max() < 255:
+                    picture[mask] = (1 + things.index(label), picture[..., 1].max() + 1, 0)
+        write(root / "annotations_instance" / "validation" / file.name, picture)
+        write(root / "ade20k_panoptic_val" / file.name, panoptic_picture(segments_map))
+        rows.append({"image_id": number, "file_name": file.name, "segments_info": segments})
+        height, width = label_map.shape
+        infos.append({"id": number, "file_name": f"{file.stem}.jpg", "height": height, "width": width})
+    content = {"images": infos, "annotations": rows, "categories": categories}
+    (root / "ade20k_panoptic_val.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.skipif(not ADE20K_SAMPLE.is_dir(), reason="the sample of ADE20K is not on this machine")
+def test_the_three_images_of_ade20k_load_in_every_task_and_match_themselves(tmp_path):
+    root = with_all_labels(tmp_path / "ade20k")
+    opened = {task: open_dataset("ade20k", root, "val", task=task) for task in ("semantic", "panoptic", "instance")}
+    assert {len(dataset) for dataset in opened.values()} == {3}
+    assert_perfect_against_itself(opened["panoptic"])
+    evaluator = InstanceEvaluator(100)
+    for semantic, panoptic, instance in zip(*opened.values(), strict=True):
+        np.testing.assert_array_equal(panoptic.label_map, semantic.label_map)
+        assert len(instance.segments) == sum(label in ade20k.CLASSES.things for label in panoptic.segments.labels)
+        things = sorted(ade20k.CLASSES.things)
+        covered = np.isin(semantic.label_map, things)
+        np.testing.assert_array_equal(instance.segments.id_map >= 0, covered)
+        labels = np.array(things)[instance.segments.labels[instance.segments.id_map[covered]]]
+        np.testing.assert_array_equal(labels, semantic.label_map[covered])
+        evaluator.update(as_prediction(instance.segments), instance.segments)
+    assert evaluator.result()["AP"] == pytest.approx(100)
+    for task, dataset in opened.items():
+        recipe = recipes.ade20k_swin_tiny(task)
+        (batch,) = training_batches(
+            dataset, replace(recipe.data, num_workers=0), batch_size=3, seed=0, num_batches=1, task=task
+        )
+        assert any(target.num_segments for target in batch.targets)

@@ -27,7 +27,6 @@ from m2f_lab.data.dataset import (
     read_image,
     shared_labels,
 )
-from m2f_lab.structures import IGNORE
 
 
 @dataclass
@@ -80,6 +79,11 @@ class AuditReport:
         return self.dataset.train_ids
 
     @property
+    def ignore(self) -> int:
+        """Train id of pixels to ignore."""
+        return self.dataset.classes.ignore
+
+    @property
     def unknown_ids(self) -> list[int]:
         """Raw ids that the data set does not know."""
         return sorted(set(self.counts) - set(self.train_ids))
@@ -112,8 +116,12 @@ class AuditReport:
             wrong += [f"Hint: {hint}" for hint in self.hints]
             raise DataError("\n- ".join([f"{_title(self.dataset)} would train wrongly:", *wrong]))
 
+    def text(self, most: int | None = 20) -> str:
+        """The report in words; of each kind of finding, at most so many files, or all."""
+        return "\n".join((*_heading(self), *_table(self), *_findings(self, most)))
+
     def __str__(self) -> str:
-        return "\n".join((*_heading(self), *_table(self), *_findings(self)))
+        return self.text()
 
 
 def audit(dataset: Dataset, limit: int | None = None) -> AuditReport:
@@ -175,6 +183,9 @@ def _audit_segments(report: AuditReport, index: int) -> None:
     except DataError as error:
         report.problems["unreadable"].append(str(error))
         return
+    files = report.dataset.label_paths
+    if files and files[index].is_file() and orientation(path) != 1 == orientation(files[index]):
+        report.turned.append(path)
     areas = segments.areas
     if not areas.all():
         report.empty.append(path)
@@ -190,7 +201,7 @@ def _count(report: AuditReport, path: Path, ids: Sequence[int], pixels: Sequence
         count.pixels += number
         count.images += 1
         count.first = count.first or path
-    if all(report.train_ids.get(raw_id, IGNORE) == IGNORE for raw_id in ids):
+    if all(report.train_ids.get(raw_id, report.ignore) == report.ignore for raw_id in ids):
         report.unlabelled.append(path)
 
 
@@ -214,7 +225,7 @@ def _table(report: AuditReport) -> list[str]:
     lines = [f"{'raw id':>6}  {'train id':>8}  {'class':<{width}}  {'pixels':>14}  {'share':>8}  {'images':>6}"]
     for raw_id, count in report.counts.items():
         train_id = report.train_ids.get(raw_id)
-        shown = {None: "?", IGNORE: "ignored"}.get(train_id, train_id)
+        shown = {None: "?", report.ignore: "ignored"}.get(train_id, train_id)
         lines.append(
             f"{raw_id:>6}  {shown:>8}  {names[raw_id]:<{width}}  {count.pixels:>14,}  "
             f"{100 * report.share(raw_id):>6.2f} %  {count.images:>6}"
@@ -226,10 +237,10 @@ def _name(report: AuditReport, raw_id: int) -> str:
     train_id = report.train_ids.get(raw_id)
     if train_id is None:
         return "UNKNOWN"
-    return "–" if train_id == IGNORE else report.dataset.classes.names[train_id]
+    return "–" if train_id == report.ignore else report.dataset.classes.names[train_id]
 
 
-def _findings(report: AuditReport) -> list[str]:
+def _findings(report: AuditReport, most: int | None) -> list[str]:
     names = report.dataset.classes.names
     lines = [""]
     if report.never_seen:
@@ -237,25 +248,36 @@ def _findings(report: AuditReport) -> list[str]:
     if report.unlabelled:
         lines.append(
             f"Without any labelled pixel ({len(report.unlabelled)}): "
-            f"{abbreviate(path.name for path in report.unlabelled)}"
+            f"{abbreviate([path.name for path in report.unlabelled], most)}"
         )
     if report.unknown_ids:
         lines.append(f"UNKNOWN IDS: {', '.join(map(str, report.unknown_ids))}")
     for kind, sentences in report.problems.items():
         if sentences:
             lines.append(f"{kind.upper()} ({len(sentences)}):")
-            lines += [f"  {line}" for line in _first(sentences)]
+            lines += [f"  {line}" for line in _first(sentences, most)]
     if report.dataset.left_out:
         left_out = [str(path.relative_to(report.dataset.root)) for path in report.dataset.left_out]
-        lines.append(f"LEFT OUT ({len(left_out)}), of no image with a label: {abbreviate(left_out, 20)}")
+        lines.append(f"LEFT OUT ({len(left_out)}), of no image with a label: {abbreviate(left_out, most)}")
     lines += [f"Hint: {hint}" for hint in report.hints]
+    if most is None:  # hints name the first few
+        lists = {"turned": report.turned, "empty segments": report.empty, "overlapping": report.overlapping}
+        lines += [f"{kind.upper()} ({len(paths)}): {_names(paths)}" for kind, paths in lists.items() if paths]
     if not any(report.problems.values()) and not report.unknown_ids:
         lines.append("Every label fits its image and holds known ids only.")
     return lines
 
 
-def _first(sentences: list[str], most: int = 20) -> list[str]:
-    return sentences if len(sentences) <= most else [*sentences[:most], f"and {len(sentences) - most} more"]
+def _names(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+def _first(sentences: list[str], most: int | None = 20) -> list[str]:
+    return (
+        sentences
+        if most is None or len(sentences) <= most
+        else [*sentences[:most], f"and {len(sentences) - most} more"]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -369,7 +391,7 @@ def _overlapping_segments(report: AuditReport) -> str | None:
 
 
 def _mostly_ignored(report: AuditReport) -> str | None:
-    ignored = report.share(*(raw_id for raw_id, train_id in report.train_ids.items() if train_id == IGNORE))
+    ignored = report.share(*(raw_id for raw_id, train_id in report.train_ids.items() if train_id == report.ignore))
     if ignored <= 0.5:
         return None
     return f"{100 * ignored:.0f} % of the pixels are ignored; there is little to learn from the rest."

@@ -13,6 +13,8 @@ import numpy as np
 from m2f_lab.data.dataset import Classes
 from m2f_lab.structures import IGNORE
 
+_SHOWN = 128  # half of what a byte holds, which leaves as many values to name changes of class
+
 # The palette of Okabe and Ito (2008), "Color universal design", without black: black is for ignored pixels.
 _FIRST = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 
@@ -86,7 +88,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def colorize(label_map: np.ndarray, classes: Classes) -> np.ndarray:
     """Paint a label map in its classes' colours, ignored pixels black. integers [H, W] → uint8 [H, W, 3]"""
-    return _color_table(classes.colors)[_checked(label_map, classes)]
+    return _color_table(classes.colors, classes.ignore)[_checked(label_map, classes)]
 
 
 def overlay(image: np.ndarray, label_map: np.ndarray, classes: Classes, opacity: float = 0.5) -> np.ndarray:
@@ -94,7 +96,7 @@ def overlay(image: np.ndarray, label_map: np.ndarray, classes: Classes, opacity:
 
     Args:
         image: uint8 [H, W, 3]
-        label_map: train ids 0…K-1, 255 for ignored pixels. integers [H, W]
+        label_map: train ids 0…K-1, `classes.ignore` for ignored pixels. integers [H, W]
         classes: whose colours to use
         opacity: 0 shows the image alone, 1 the colours alone
 
@@ -103,20 +105,46 @@ def overlay(image: np.ndarray, label_map: np.ndarray, classes: Classes, opacity:
     """
     if image.shape != (*label_map.shape, 3):
         raise ValueError(f"A label map {label_map.shape} cannot lie over an image {image.shape}.")
-    weight = opacity * (label_map != IGNORE)[..., None]
+    weight = opacity * (label_map != classes.ignore)[..., None]
     return np.rint((1 - weight) * image + weight * colorize(label_map, classes)).astype(np.uint8)
 
 
+def in_bytes(label_map: np.ndarray, classes: Classes) -> tuple[np.ndarray, Classes]:
+    """A label map in bytes, as pictures with a palette need it.
+
+    Of more than 254 classes those that occur are numbered anew, the largest first; beyond 127 of them the others become
+    one, "other classes".
+
+    Args:
+        label_map: classes 0…K-1. integers, of any shape
+
+    Returns:
+        The map, uint8, and the classes that its values stand for; both as they were where K is at most 254.
+    """
+    if len(classes) < IGNORE:
+        return label_map.astype(np.uint8), classes
+    counts = np.bincount(label_map.ravel(), minlength=len(classes))
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    kept, others = order[: _SHOWN - 1], order[_SHOWN - 1 :]
+    number = np.full(len(classes), len(kept), np.uint8)
+    number[kept] = np.arange(len(kept))
+    names, colors = ([values[k] for k in kept] for values in (classes.names, classes.colors))
+    if len(others):
+        names, colors = [*names, "other classes"], [*colors, (128, 128, 128)]
+    things = frozenset(number[k] for k in kept if k in classes.things)
+    return number[label_map], Classes(tuple(names), tuple(colors), things)
+
+
 def _checked(label_map: np.ndarray, classes: Classes) -> np.ndarray:
-    outside = np.unique(label_map[(label_map != IGNORE) & ((label_map < 0) | (label_map >= len(classes)))])
+    outside = np.unique(label_map[(label_map != classes.ignore) & ((label_map < 0) | (label_map >= len(classes)))])
     if outside.size:
         raise ValueError(
-            f"The label map holds {outside.tolist()}, but there are only {len(classes)} classes and {IGNORE}."
+            f"The label map holds {outside.tolist()}, but there are only {len(classes)} classes and {classes.ignore}."
         )
     return label_map
 
 
-def _color_table(colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    table = np.zeros((IGNORE + 1, 3), np.uint8)
+def _color_table(colors: Sequence[tuple[int, int, int]], ignore: int) -> np.ndarray:
+    table = np.zeros((ignore + 1, 3), np.uint8)
     table[: len(colors)] = colors
     return table

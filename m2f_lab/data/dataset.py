@@ -22,7 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from m2f_lab.data.segments import Segments
-from m2f_lab.structures import IGNORE
+from m2f_lab.structures import IGNORE, WIDE_IGNORE, ignored_label
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 SPLITS = ("train", "val")
@@ -47,8 +47,8 @@ class Classes:
     things: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.names) < IGNORE:
-            raise ValueError(f"There must be 1 to {IGNORE - 1} classes, got {len(self.names)}: a label map is uint8.")
+        if not 0 < len(self.names) <= WIDE_IGNORE:
+            raise ValueError(f"There must be 1 to {WIDE_IGNORE} classes, got {len(self.names)}.")
         if len(self.colors) != len(self.names):
             raise ValueError(f"There are {len(self.names)} class names but {len(self.colors)} colours.")
         outside = sorted(thing for thing in self.things if not 0 <= thing < len(self.names))
@@ -57,6 +57,16 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def ignore(self) -> int:
+        """The label of pixels to ignore: 255, or 65535 beside more than 255 classes."""
+        return ignored_label(len(self))
+
+    @property
+    def label_dtype(self) -> np.dtype:
+        """Of label maps: uint8, or uint16 for more than 255 classes."""
+        return np.dtype(np.uint8 if self.ignore == IGNORE else np.uint16)
 
     def only_things(self) -> Classes:
         """The things among them, in their order: the classes of instance segmentation."""
@@ -82,7 +92,8 @@ class Sample:
     Attributes:
         name: the image's file name without folder and ending
         image: red, green, blue. uint8 [H, W, 3]
-        label_map: train ids 0…K-1, or 255 to ignore a pixel. uint8 [H, W]; None for a data set of instances
+        label_map: train ids 0…K-1, or `Classes.ignore`. uint8, or uint16 for more than 255 classes [H, W]; None for a
+            data set of instances
         segments: with a class each; None for a data set of label maps
     """
 
@@ -106,7 +117,7 @@ class Dataset:
         classes: names, colours and things of the K train ids
         image_paths: one file per sample, sorted
         label_paths: the label of each image, in the same order
-        train_ids: train id of every raw id there may be in a label; 255 for those to ignore
+        train_ids: train id of every raw id there may be in a label; `classes.ignore` for those to ignore
         left_out: files beside the images and labels that belong to no sample; `audit` lists them
     """
 
@@ -159,7 +170,7 @@ class Dataset:
             source: what to call the label in an error; its file name, usually
 
         Returns:
-            Train ids 0…K-1, 255 for pixels to ignore. uint8 [H, W]
+            Train ids 0…K-1, `classes.ignore` for pixels to ignore. [H, W], of type `classes.label_dtype`
 
         Raises:
             DataError: an id is not one of `train_ids`.
@@ -176,20 +187,24 @@ class Dataset:
                 f"print(audit(open_dataset({self.name!r}, {str(self.root)!r}, {self.split!r}))); it also says what the "
                 "ids may mean."
             )
-        return label_map.astype(np.uint8)
+        return label_map.astype(self.classes.label_dtype)
 
     def to_raw(self, label_map: np.ndarray) -> np.ndarray:
-        """Train ids → raw ids, as evaluation servers want them; 255 becomes 0. integers [H, W] → uint8 [H, W]"""
-        table = np.zeros(IGNORE + 1, np.uint8)
+        """Train ids → raw ids, as evaluation servers want them; those to ignore become 0. integers [H, W]
+
+        uint8, or uint16 where a raw id needs it.
+        """
+        table = np.zeros(self.classes.ignore + 1, np.uint8 if max(self.train_ids) <= 255 else np.uint16)
         for raw_id, train_id in self.train_ids.items():
-            if train_id != IGNORE:
+            if train_id != self.classes.ignore:
                 table[train_id] = raw_id
         return table[label_map]
 
     @cached_property
     def _table(self) -> np.ndarray:
         """Train id of every raw id, -1 for unknown ones; the last entry belongs to no id."""
-        table = np.full(max(256, max(self.train_ids) + 1) + 1, -1, np.int16)
+        kind = np.int16 if self.classes.ignore == IGNORE else np.int32
+        table = np.full(max(256, max(self.train_ids) + 1) + 1, -1, kind)
         table[list(self.train_ids)] = list(self.train_ids.values())
         return table
 
@@ -223,7 +238,7 @@ class SegmentDataset(Dataset, ABC):
                 f"{path} is {w} × {h} pixels, but its annotation is for {label_w} × {label_h}. Use the images that "
                 "were annotated, or annotate these."
             )
-        label_map = None if segments.id_map is None else segments.label_map()
+        label_map = None if segments.id_map is None else segments.label_map(self.classes.ignore)
         return Sample(self.sample_name(index), image, label_map, segments)
 
 
@@ -395,11 +410,11 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s" * (number != 1)
 
 
-def abbreviate(items: Iterable, most: int = 8) -> str:
-    """List the first items and count the rest: "a, b and 3 more"."""
+def abbreviate(items: Iterable, most: int | None = 8) -> str:
+    """List the first items and count the rest: "a, b and 3 more"; all of them if `most` is None."""
     items = list(items)
     shown = ", ".join(map(str, items[:most]))
-    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+    return shown if most is None or len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
 def _ranges(numbers: Iterable[int]) -> str:

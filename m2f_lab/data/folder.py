@@ -31,7 +31,7 @@ from m2f_lab.data.dataset import (
     image_files,
 )
 from m2f_lab.data.instances import with_instances
-from m2f_lab.structures import IGNORE
+from m2f_lab.structures import WIDE_IGNORE
 
 _SUBFOLDERS = {"train": "training", "val": "validation"}
 _LINE = re.compile(r"(?P<name>.+?)(?:\s+(?P<color>#[0-9a-fA-F]{6}))?(?:\s+(?P<kind>thing|stuff))?")
@@ -53,7 +53,7 @@ def open_folder(root: str | Path, split: str, strict: bool = True, task: str = "
         return open_layout("folder", root, split, classes, strict)
     has_labels = (root / "annotations" / _SUBFOLDERS[split]).is_dir()
     images = open_layout("folder", root, split, classes, strict, has_labels)
-    return with_instances(images, _SUBFOLDERS[split], task, has_labels)
+    return with_instances(images, _SUBFOLDERS[split], task, has_labels, strict)
 
 
 def open_layout(name: str, root: Path, split: str, classes: Classes, strict: bool, has_labels: bool = True) -> Dataset:
@@ -77,7 +77,7 @@ def open_layout(name: str, root: Path, split: str, classes: Classes, strict: boo
         classes=classes,
         image_paths=tuple(image for image, _ in pairs),
         label_paths=tuple(label for _, label in pairs),
-        train_ids={0: IGNORE} | {train_id + 1: train_id for train_id in range(len(classes))},
+        train_ids={0: classes.ignore} | {train_id + 1: train_id for train_id in range(len(classes))},
         left_out=tuple(left_out),
     )
 
@@ -105,7 +105,7 @@ def parse_classes(text: str, source: str) -> Classes:
         source: the file's name, for errors
 
     Raises:
-        DataError: a line is empty, a name occurs twice, or there are no or too many classes.
+        DataError: a line is empty, a name occurs twice, or there are no classes, or more than 16 bits tell apart.
     """
     lines = text.rstrip().splitlines()
     names, colors, things = [], {}, set()
@@ -124,11 +124,8 @@ def parse_classes(text: str, source: str) -> Classes:
             colors[index] = tuple(bytes.fromhex(color[1:]))
         if kind == "thing":
             things.add(index)
-    if not 0 < len(names) < IGNORE:
-        raise DataError(
-            f"{source} names {len(names)} classes; there must be 1 to {IGNORE - 1}, because a label map has 8 bits and "
-            f"{IGNORE} is for ignored pixels. Merge rare classes, or make their pixels 0, which is unlabelled."
-        )
+    if not 0 < len(names) < WIDE_IGNORE:  # in a file, 0 is unlabelled
+        raise DataError(f"{source} names {len(names)} classes; there must be 1 to {WIDE_IGNORE - 1}.")
     if len(colors) < len(names):
         colors = dict(enumerate(distinct_colors(len(names)))) | colors
     return Classes(tuple(names), tuple(colors[index] for index in range(len(names))), frozenset(things))

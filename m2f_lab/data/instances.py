@@ -18,7 +18,6 @@ import numpy as np
 
 from m2f_lab.data.dataset import DataError, Dataset, SegmentDataset, abbreviate, read_label
 from m2f_lab.data.segments import Segments
-from m2f_lab.structures import IGNORE
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,9 @@ class InstanceFolder(SegmentDataset):
         for number in range(len(found)):
             inside = np.unique(label_map[found.mask(number)]).tolist()
             if len(inside) != 1 or inside[0] not in self.classes.things:
-                names = [self.classes.names[label] if label != IGNORE else "unlabelled" for label in inside]
+                names = [
+                    self.classes.names[label] if label != self.classes.ignore else "unlabelled" for label in inside
+                ]
                 file = self.instance_paths[index]
                 instance = _masks(file)[number].name if file.is_dir() else _numbers(read_label(file))[number]
                 raise DataError(
@@ -92,7 +93,7 @@ class InstanceFolder(SegmentDataset):
         if found.id_map is None:
             raise DataError(f"{self.instance_paths[index]}: instances overlap, which a panoptic annotation cannot say.")
         label_map = self.to_label_map(self.raw_label(index), source=str(self.label_paths[index]))
-        stuff = sorted(set(np.unique(label_map).tolist()) - self.classes.things - {IGNORE})
+        stuff = sorted(set(np.unique(label_map).tolist()) - self.classes.things - {self.classes.ignore})
         id_map = found.id_map.copy()
         for number, label in enumerate(stuff, start=len(found)):
             id_map[(label_map == label) & (found.id_map < 0)] = number
@@ -100,7 +101,9 @@ class InstanceFolder(SegmentDataset):
         return Segments(labels, np.zeros(len(labels), bool), found.size, id_map=id_map)
 
 
-def with_instances(dataset: Dataset, split_folder: str, task: str, has_labels: bool) -> InstanceFolder:
+def with_instances(
+    dataset: Dataset, split_folder: str, task: str, has_labels: bool, strict: bool = True
+) -> InstanceFolder:
     """The images of a folder with their instances.
 
     Args:
@@ -108,6 +111,7 @@ def with_instances(dataset: Dataset, split_folder: str, task: str, has_labels: b
         split_folder: "training" or "validation".
         task: "instance", whose classes are the things only, or "panoptic".
         has_labels: whether the labels are there.
+        strict: refuse images without instances now, instead of when they are read.
 
     Raises:
         DataError: images lack instances, no class is a thing, or labels are needed and not there.
@@ -124,11 +128,11 @@ def with_instances(dataset: Dataset, split_folder: str, task: str, has_labels: b
     classes, train_ids = dataset.classes, dataset.train_ids
     if task == "instance":  # only things are predicted
         classes = classes.only_things()
-        train_ids = {raw: things.index(k) if k in things else IGNORE for raw, k in train_ids.items()}
+        train_ids = {raw: things.index(k) if k in things else classes.ignore for raw, k in train_ids.items()}
     images = dataset.root / "images" / split_folder
     paths = [_of_image(folder / image.relative_to(images)) for image in dataset.image_paths]
     missing = [image.name for image, path in zip(dataset.image_paths, paths, strict=True) if not path.exists()]
-    if missing:
+    if missing and strict:
         raise DataError(
             f"{len(missing)} of {len(paths)} images have no instances in {folder}: {abbreviate(missing)}. Add a PNG "
             "of numbers (all 0 where there is no instance), or a folder of masks, or take the images away."

@@ -108,11 +108,15 @@ class Segments:
         table[kept] = np.arange(len(kept), dtype=np.int32)
         return replace(self, **parts, id_map=table[self.id_map])
 
-    def label_map(self) -> np.ndarray:
-        """Class of each pixel, 255 where no segment is; of segments that overlap, the later one. [H, W]"""
+    def label_map(self, ignore: int = IGNORE) -> np.ndarray:
+        """Class of each pixel, `ignore` where no segment is; of segments that overlap, the later one.
+
+        uint8, or uint16 if `ignore` needs it. [H, W]
+        """
+        kind = np.uint8 if ignore <= IGNORE else np.uint16
         if self.id_map is not None:
-            return np.append(self.labels, IGNORE).astype(np.uint8)[self.id_map]
-        label_map = np.full(self.size, IGNORE, np.uint8)
+            return np.append(self.labels, ignore).astype(kind)[self.id_map]
+        label_map = np.full(self.size, ignore, kind)
         for number, label in enumerate(self.labels.tolist()):
             label_map[self.mask(number)] = label
         return label_map

@@ -30,7 +30,7 @@ from m2f_lab.data.dataset import Sample
 from m2f_lab.data.jitter import ColorJitter
 from m2f_lab.data.segments import NO_SEGMENT, Polygons, Segments, Shape, clipped
 from m2f_lab.recipes import DataConfig
-from m2f_lab.structures import IGNORE, Target
+from m2f_lab.structures import IGNORE, WIDE_IGNORE, Target
 
 IMAGE_PADDING = 128  # before normalisation, close to the mean colour
 
@@ -154,13 +154,19 @@ class TrainingTransform:
                 f"open_dataset(…, task={self.task!r})."
             )
         if self.task == "semantic":
-            label_map = np.full(self.config.crop_size, IGNORE, np.uint8)
+            ignore = _ignored(sample.label_map)
+            label_map = np.full(self.config.crop_size, ignore, sample.label_map.dtype)
             label_map[: place.box[2], : place.box[3]] = place.class_map(sample.label_map)
-            return Target.from_label_map(label_map)
+            return Target.from_label_map(label_map, ignore)
         segments = place.segments(sample.segments, self.config.crop_size)
         # Large-scale jitter of instances is the only official mapper that drops what the crop has lost.
         drops_empty = self.task == "instance" and self.config.scale_range is not None
         return segments.select(~segments.crowd & (segments.areas > 0)).target() if drops_empty else segments.target()
+
+
+def _ignored(label_map: np.ndarray) -> int:
+    """The label of pixels to ignore in a map of this type; see `Classes.label_dtype`."""
+    return IGNORE if label_map.dtype.itemsize == 1 else WIDE_IGNORE
 
 
 def _large_scale_jitter(size: tuple[int, int], config: DataConfig, rng: np.random.Generator) -> Placement:
@@ -255,7 +261,7 @@ def _draw_box(label_map: np.ndarray | None, size: tuple[int, int], config: DataC
         if config.single_category_max_area >= 1 or label_map is None:
             break
         crop = crop_of_resized_labels(label_map, size, box)
-        counts = np.bincount(crop.ravel(), minlength=IGNORE + 1)[:IGNORE]
+        counts = np.bincount(crop.ravel(), minlength=1)[: _ignored(label_map)]
         if counts.max() < counts.sum() * config.single_category_max_area:
             break
     return box

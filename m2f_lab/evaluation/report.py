@@ -162,8 +162,14 @@ def _cell(value: float | None) -> str:
 
 def _picture(sample: Sample, prediction: Prediction, classes) -> bytes:
     """Image, truth and prediction beside each other. JPEG"""
-    truth = sample.label_map if sample.label_map is not None else sample.segments.label_map()
-    parts = [sample.image, *(overlay(sample.image, labels, classes) for labels in (truth, label_map_of(prediction)))]
+    truth = sample.label_map if sample.label_map is not None else sample.segments.label_map(classes.ignore)
+    parts = [
+        sample.image,
+        *(
+            overlay(sample.image, labels, classes)
+            for labels in (truth, label_map_of(prediction, ignore=classes.ignore))
+        ),
+    ]
     height, width = sample.image.shape[:2]
     scale = min(1.0, WIDTH / width)
     size = (max(1, round(scale * width)), max(1, round(scale * height)))

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m2f_lab.data.dataset import abbreviate
 from m2f_lab.evaluation.counts import summed_over_processes
-from m2f_lab.structures import IGNORE, Prediction
-
-_VALUES = 256  # label maps are uint8
+from m2f_lab.structures import IGNORE, WIDE_IGNORE, Prediction, ignored_label
 
 
 class SemanticEvaluator:
@@ -34,13 +33,13 @@ class SemanticEvaluator:
     """
 
     def __init__(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
-        if not 0 < num_classes <= IGNORE:
-            raise ValueError(
-                f"Label maps hold 1 to {IGNORE} classes beside {IGNORE} for ignored pixels, got {num_classes}."
-            )
+        if not 0 < num_classes <= WIDE_IGNORE:
+            raise ValueError(f"Label maps hold 1 to {WIDE_IGNORE} classes beside what is ignored, got {num_classes}.")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"There are {num_classes} classes but {len(class_names)} names.")
-        self.num_classes = num_classes
+        self.num_classes, self.ignore = num_classes, ignored_label(num_classes)
+        # All values of bytes are counted. Wider labels would be too many: those to ignore are counted as class K.
+        self._values = 256 if self.ignore == IGNORE else num_classes + 1
         self.class_names = tuple(map(str, range(num_classes) if class_names is None else class_names))
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.num_images = 0
@@ -50,7 +49,8 @@ class SemanticEvaluator:
 
         Args:
             prediction: a semantic Prediction or its label map, classes 0…K-1. [H, W]
-            label_map: the truth, classes 0…K-1, or 255 for pixels that do not count. Any integers. [H, W]
+            label_map: the truth, classes 0…K-1, or 255 for pixels that do not count (65535 beside more than 255
+                classes). Any integers. [H, W]
 
         Raises:
             ValueError: the sizes differ, a map is not of integers, or it holds a number that is no class.
@@ -70,27 +70,38 @@ class SemanticEvaluator:
             if (
                 values.dtype != torch.uint8
                 and len(values.flatten())
-                and not 0 <= values.min() <= values.max() < _VALUES
+                and not 0 <= values.min() <= values.max() <= self.ignore
             ):
-                raise ValueError(f"The {name} holds {int(values.min())}…{int(values.max())}, expected 0…{IGNORE}.")
-        pairs = truth.int() * _VALUES + predicted.to(truth.device)
-        counts = torch.bincount(pairs.flatten(), minlength=_VALUES**2).view(_VALUES, _VALUES)  # [truth, predicted]
-        self._check_counts(counts)
+                raise ValueError(f"The {name} holds {int(values.min())}…{int(values.max())}, expected 0…{self.ignore}.")
+        if self.ignore != IGNORE:
+            truth, predicted = self._narrowed("truth", truth), self._narrowed("prediction", predicted)
+        pairs = truth.int() * self._values + predicted.to(truth.device)
+        counts = torch.bincount(pairs.flatten(), minlength=self._values**2).view(self._values, -1)  # [truth, predicted]
+        if self.ignore == IGNORE:
+            self._check_counts(counts)
         self.matrix += counts[: self.num_classes, : self.num_classes].cpu()
         self.num_images += 1
 
     def _check_counts(self, counts: Tensor) -> None:
-        """Raise if a map holds a number that is no class. Counting all 256 values costs nothing."""
-        known = torch.arange(_VALUES, device=counts.device) < self.num_classes
-        no_class = torch.nonzero((counts.sum(0) > 0) & ~known).flatten().tolist()
-        known[IGNORE] = True
-        no_label = torch.nonzero((counts.sum(1) > 0) & ~known).flatten().tolist()
-        for name, wrong in (("prediction", no_class), ("truth", no_label)):
-            if wrong:
-                raise ValueError(
-                    f"The {name} holds {wrong}, but there are {self.num_classes} classes, 0…{self.num_classes - 1}"
-                    + (f" (and {IGNORE} for pixels to ignore)." if name == "truth" else ".")
-                )
+        """Raise if a map of bytes holds a number that is no class. Counting all 256 values costs nothing."""
+        known = torch.arange(len(counts), device=counts.device) < self.num_classes
+        self._refuse("prediction", torch.nonzero((counts.sum(0) > 0) & ~known))
+        known[self.ignore] = True
+        self._refuse("truth", torch.nonzero((counts.sum(1) > 0) & ~known))
+
+    def _narrowed(self, name: str, values: Tensor) -> Tensor:
+        """Wide labels, of which those to ignore become class K."""
+        is_ignored = (values == self.ignore) & (name == "truth")
+        self._refuse(name, torch.unique(values[(values >= self.num_classes) & ~is_ignored]))
+        return values.int().clamp(max=self.num_classes)
+
+    def _refuse(self, name: str, wrong: Tensor) -> None:
+        if len(wrong):
+            found, beside = f"[{abbreviate(wrong.flatten().tolist())}]", f" (and {self.ignore} for pixels to ignore)"
+            raise ValueError(
+                f"The {name} holds {found}, but there are {self.num_classes} classes, 0…{self.num_classes - 1}"
+                f"{beside if name == 'truth' else ''}."
+            )
 
     def merge(self, other: SemanticEvaluator) -> None:
         """Add what another evaluator counted, on other images."""

@@ -66,7 +66,7 @@ def predict_files(
         content = _WRITERS[task](prediction, out, name)
         if overlays:
             target = _made(out / "overlays" / f"{name}.jpg")
-            Image.fromarray(overlay(image, label_map_of(prediction), classes)).save(target)
+            Image.fromarray(overlay(image, label_map_of(prediction, ignore=classes.ignore), classes)).save(target)
         _write_json(record, {"file_name": path.name, "height": image.shape[0], "width": image.shape[1]} | content)
     return _JOINERS[task](out, list(names), classes)
 
@@ -153,21 +153,23 @@ def _records(out: Path, names: Iterable[str]) -> Iterator[tuple[int, str, dict]]
         yield number, name, json.loads((out / "images" / f"{name}.json").read_text())
 
 
-def label_map_of(prediction: Prediction, score: float = 0.5) -> np.ndarray:
-    """The class of each pixel for the eye, 255 where nothing was found. [H, W]
+def label_map_of(prediction: Prediction, score: float = 0.5, ignore: int = IGNORE) -> np.ndarray:
+    """The class of each pixel for the eye, `ignore` where nothing was found. [H, W]
 
     Args:
         prediction: of any task; of instances that overlap, the best is shown
         score: least score of an instance that is shown
+        ignore: more than any class; see `Classes.ignore`
     """
     if prediction.label_map is not None:
         return prediction.label_map
+    kind = np.uint8 if ignore == IGNORE else np.uint16
     if prediction.segments_map is not None:
-        table = np.full(1 + max((s.id for s in prediction.segments), default=0), IGNORE, np.uint8)
+        table = np.full(1 + max((s.id for s in prediction.segments), default=0), ignore, kind)
         for segment in prediction.segments:
             table[segment.id] = segment.label
         return table[prediction.segments_map]
-    labels = np.full(prediction.masks.shape[1:], IGNORE, np.uint8)
+    labels = np.full(prediction.masks.shape[1:], ignore, kind)
     for number in reversed(range(len(prediction.segments))):
         if prediction.segments[number].score >= score:
             labels[prediction.masks[number]] = prediction.segments[number].label

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from m2f_lab.data import Classes
+from m2f_lab.data.colors import in_bytes
 from m2f_lab.explore.counterfactuals.edits import Edit, Mute, describe, target
-from m2f_lab.explore.counterfactuals.label_change import LabelChange
+from m2f_lab.explore.counterfactuals.label_change import LabelChange, compare_label_maps
 from m2f_lab.explore.parts.drawing import label_table
 from m2f_lab.explore.parts.labels import OPENED
 from m2f_lab.explore.parts.reading import hidden_cells, nearest, opened_rows
@@ -48,6 +49,9 @@ def named_maps(change: LabelChange, classes: Classes, longest_edge: int = LONGES
 
     A byte tells 256 values apart. Where there are more kinds of change than fit, the rarest share one value.
     """
+    (before, after), shown = in_bytes(np.stack([change.before, change.after]), classes)
+    if shown is not classes:
+        change, classes = compare_label_maps(before, after, len(shown)), shown
     names, table = [*classes.names, UNCHANGED[0]], label_table(classes)
     first, last = len(names), 255
     table[first - 1] = UNCHANGED[1]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from m2f_lab import explore
+from m2f_lab.data.colors import in_bytes
 from m2f_lab.explore.parts import controls as ui
 from m2f_lab.explore.parts.drawing import label_table
 from m2f_lab.explore.parts.labels import Labels, class_labels, known_classes
@@ -47,7 +48,7 @@ class PixelExplorer(ImageTool):
     After a click, left and right arrows change the class whose score is shown.
 
     Attributes:
-        label_map: the class of every pixel. uint8 [H, W]
+        label_map: the class of every pixel. uint16 [H, W]
         ledger: of the pixel that was clicked last; None before that.
     """
 
@@ -68,11 +69,11 @@ class PixelExplorer(ImageTool):
         self.label_map, self._scores = read_maps(semantic_rows(self._output).resized(size))
 
     def _build(self) -> None:
-        names = self.classes.names
+        names, (shown, legend) = self.classes.names, in_bytes(self.label_map, self.classes)
         common = {"width": self.width, "pinned": True, "group": f"pixels-{id(self)}"}
         views = {
             "map": MaskView(
-                self.image, self.label_map[None], colors=label_table(self.classes), names=names, num_masks=len(names),
+                self.image, shown[None], colors=label_table(legend), names=legend.names, num_masks=len(names),
                 title="The class of every pixel", help=HELP["map"], **common,
             ),
             "score": MaskView(
@@ -160,12 +161,12 @@ def read_maps(scores: Rows) -> tuple[np.ndarray, np.ndarray]:
         scores: [K, H, W]
 
     Returns:
-        The class of every pixel, uint8 [H, W]; and the scores of a pixel in the middle of each cell of a grid,
+        The class of every pixel, uint16 [H, W]; and the scores of a pixel in the middle of each cell of a grid,
         float32 [K, h, w].
     """
     height, width = scores.size
     rows, columns = (nearest_cells(min(edge, MAX_CELLS), edge) for edge in scores.size)
-    labels, kept = np.empty((height, width), np.uint8), []
+    labels, kept = np.empty((height, width), np.uint16), []
     for where, strip in scores.strips():
         labels[where] = strip.max(0).indices.cpu().numpy()
         here = rows[(rows >= where.start) & (rows < where.stop)] - where.start

@@ -25,7 +25,6 @@ from m2f_lab.explore.plots.theme import (
     picture_grid,
     show,
 )  # fmt: skip
-from m2f_lab.structures import IGNORE
 
 MAX_BARS = 10  # classes that a change is told of
 OTHERS = "#c4c8cd"  # the bar of all queries without a colour of their own
@@ -53,7 +52,7 @@ def segmentation(
 
     Args:
         image: uint8 [H, W, 3]
-        label_maps: title → classes 0…K-1, or 255 where nothing is known; those pixels are black. [H, W]
+        label_maps: title → classes 0…K-1, or `classes.ignore` where nothing is known; those pixels are black. [H, W]
         classes: names and colours.
         opacity: 0 shows the image alone, 1 the colours alone.
         width: of one picture, in inches.
@@ -61,7 +60,7 @@ def segmentation(
     panels = {"image": image}
     for title, label_map in label_maps.items():
         painted = overlay(image, label_map, classes, opacity)
-        painted[label_map == IGNORE] = 0
+        painted[label_map == classes.ignore] = 0
         panels[title] = painted
     figure = images(panels, width=width)
     class_legend(figure, list(label_maps.values()), classes)

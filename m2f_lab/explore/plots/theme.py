@@ -14,7 +14,6 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from m2f_lab.data import Classes
-from m2f_lab.structures import IGNORE
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 HEAT = "magma"  # perceptually uniform, dark to bright
@@ -90,7 +89,7 @@ def class_legend(
     Only a layout engine knows the places outside.
     """
     labels = np.unique(np.concatenate([np.unique(label_map) for label_map in label_maps]))
-    labels = labels[labels != IGNORE].tolist()
+    labels = labels[labels != classes.ignore].tolist()
     patches = [Patch(color=np.array(classes.colors[label]) / 255, label=classes.names[label]) for label in labels]
     columns = min(6, max(len(patches), 1))
     rows = math.ceil(len(patches) / columns)

@@ -36,7 +36,7 @@ class Snapshots:
     Attributes:
         folder: where they are.
         images: small copies. N × uint8 [h, w, 3]
-        label_maps: iteration → one small label map per image. {iteration: N × uint8 [h, w]}
+        label_maps: iteration → one small label map per image. {iteration: N × integers [h, w]}
         classes: names and colours; None before the first prediction.
     """
 
@@ -91,15 +91,14 @@ class Snapshots:
         self.classes = classes = model.classes
         words = json.dumps(classes.to_json(), ensure_ascii=False) + "\n"
         _write(self.folder / "classes.json", partial(Path.write_text, data=words, encoding="utf-8"))
-        palette = np.zeros((256, 3), np.uint8)
-        palette[: len(classes)] = classes.colors
         self.label_maps[iteration] = []
         for i, (prediction, image) in enumerate(zip(predictions, self.images, strict=True)):
             # Small by leaving pixels out: classes have no mean.
-            labels = nearest(prediction.label_map, image.shape[:2]).astype(np.uint8)
+            labels = nearest(prediction.label_map, image.shape[:2]).astype(classes.label_dtype)
             self.label_maps[iteration].append(labels)
-            picture = Image.fromarray(labels, mode="P")
-            picture.putpalette(palette.tobytes())
+            picture = Image.fromarray(labels)
+            if picture.mode == "L":  # a palette is for bytes
+                picture.putpalette(np.array(classes.colors, np.uint8).tobytes())
             _write(self._file(i, iteration), partial(picture.save, format="png"))
 
     @property
