@@ -96,7 +96,7 @@ def evaluate(
             evaluator.all_reduce()
     figures = measure.result()
     if report is not None:
-        report.write(out, figures, measure.matrix)
+        report.write(out, figures, measure)
     return figures
 
 
@@ -109,7 +109,7 @@ def _count(
         return
     alone = type(measure)(measure.classes, measure.config)
     alone.update(predictions, sample, number)
-    report.add(number, sample, predictions, alone.result())
+    report.add(number, sample, predictions, alone)
     for evaluator, other in zip(measure.evaluators, alone.evaluators, strict=True):
         evaluator.merge(other)
 
