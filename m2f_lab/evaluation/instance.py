@@ -134,6 +134,31 @@ class InstanceEvaluator:
         self._matched = [[match for part, _ in everyone for match in part[label]] for label in range(self.num_classes)]
         self.num_images = sum(count for _, count in everyone)
 
+    def state(self) -> dict:
+        """What was matched so far, as tensors and numbers that a file can hold."""
+        rows = [(label, match) for label, matches in enumerate(self._matched) for match in matches]
+        bits = np.zeros((len(AREAS), 0), np.int16)  # for torch, which hardly knows uint16
+        arrays = {
+            "rows": np.array([(label, match.image, match.scores.size) for label, match in rows], np.int64),
+            "num_true": np.array([match.num_true for _, match in rows], np.int64),
+            "scores": np.concatenate([np.zeros(0), *(match.scores for _, match in rows)]),
+            "found": np.concatenate([bits, *(match.found.view(np.int16) for _, match in rows)], axis=1),
+            "ignored": np.concatenate([bits, *(match.ignored.view(np.int16) for _, match in rows)], axis=1),
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} | {"num_images": self.num_images}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        arrays = {name: value.numpy() for name, value in state.items() if name != "num_images"}
+        self.num_images = state["num_images"]
+        self._matched = [[] for _ in range(self.num_classes)]
+        start = 0
+        for (label, image, count), num_true in zip(arrays["rows"].tolist(), arrays["num_true"], strict=True):
+            part = slice(start, start + count)
+            flags = (arrays[name][:, part].view(np.uint16) for name in ("found", "ignored"))
+            self._matched[label].append(_Matched(image, arrays["scores"][part], *flags, num_true))
+            start += count
+
     def result(self) -> dict:
         """Compute the figures so far, in percent.
 

@@ -122,6 +122,14 @@ class PanopticEvaluator:
         both, self.num_images = summed_over_processes(both, self.num_images)
         self.counts, self.counts_by_size = both[: self.num_classes], both[self.num_classes :]
 
+    def state(self) -> dict:
+        """What was counted so far, as tensors and numbers that a file can hold."""
+        return {"counts": self.counts, "by_size": self.counts_by_size, "num_images": self.num_images}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        self.counts, self.counts_by_size, self.num_images = state["counts"], state["by_size"], state["num_images"]
+
     def result(self) -> dict:
         """Compute the figures so far, in percent.
 

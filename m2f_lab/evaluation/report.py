@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -69,6 +70,22 @@ class Report:
         entry = (-figure, -number, sample.name, _picture(sample, predictions[0], self.dataset.classes))
         keep = heapq.heappush if len(self._worst) < WORST else heapq.heappushpop
         keep(self._worst, entry)
+
+    def state(self) -> dict:
+        """All lines and pictures so far, as a file can hold them."""
+        worst = [
+            (figure, number, name, torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))
+            for figure, number, name, jpeg in self._worst
+        ]
+        return {"images": self.images, "worst": worst} | {
+            name: torch.from_numpy(getattr(self.breakdown, name)) for name in ("distances", "regions")
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        self.images = state["images"]
+        self._worst = [(*row, jpeg.numpy().tobytes()) for *row, jpeg in state["worst"]]
+        self.breakdown.distances, self.breakdown.regions = (state[name].numpy() for name in ("distances", "regions"))
 
     def write(self, out: str | Path, figures: dict, measure: Measure) -> None:
         """Write both files.
