@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from m2f_lab.data import Sample, Segments
-from m2f_lab.evaluation import InstanceEvaluator, PanopticEvaluator, page
+from m2f_lab.evaluation import InstanceEvaluator, PanopticEvaluator, page, worst_images
 from m2f_lab.evaluation.breakdown import DISTANCES, Breakdown, distance_bands
 from m2f_lab.structures import Prediction, Segment
 
@@ -193,9 +193,10 @@ def test_parts_of_the_page_are_sound_html_for_any_names_and_values():
         page.precision_and_recall("pixels", [row, {"name": "never", "precision": None, "recall": None}]),
         page.curves([{"name": nasty, "precision50": [1.0] * 101, "precision75": [0.0] * 101, "best": best}]),
         page.curves([{"name": nasty, "precision50": [0.0] * 101, "precision75": [0.0] * 101, "best": None}]),
-        page.sizes("", Breakdown(2).by_size()),
+        page.sizes("Regions", "", Breakdown(2).by_size()),
         page.distances(Breakdown(2).by_distance()),
         page.confusions([{"is": nasty, "was called": "x", "pixels": 1234, "share": 10.0}]),
+        page.images([{"name": "</script>", "number": 0, "classes": {}, "confused": []}], "PQ"),
     ]
     parser = _Balanced()
     parser.feed(page.page(nasty, parts))
@@ -205,4 +206,30 @@ def test_parts_of_the_page_are_sound_html_for_any_names_and_values():
     assert "never" not in text
     assert "1,234" in text
     assert "more than 32" in text
-    assert json.dumps(text)
+    assert json.loads(text[text.index('[{"name":') : text.index("}]") + 2])[0]["name"] == "</script>"
+
+
+def test_worst_images_in_every_order(tmp_path):
+    def row(number, figure, boundary, classes, *confused):
+        pairs = [{"is": a, "was called": b, "pixels": n} for a, b, n in confused]
+        return {"number": number, "PQ": figure, "boundary_error": boundary, "classes": classes, "confused": pairs}
+
+    images = [
+        row(0, 50, 10, {"car": 5.0}, ("car", "bus", 7)),
+        row(1, None, None, {}),
+        row(2, 20, 30, {"bus": 1.0, "car": 9.0}, ("bus", "car", 99), ("car", "bus", 8)),
+        row(3, 20, 20, {"car": 1.0}),
+    ]
+    content = {"metric": "PQ", "classes": [{"name": "car"}, {"name": "bus"}], "images": images}
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    assert worst_images(tmp_path) == [2, 3, 0]
+    assert worst_images(tmp_path / "evaluation.json", most=1) == [2]
+    assert worst_images(tmp_path, of_class="car") == [3, 0, 2]
+    assert worst_images(tmp_path, pair=("car", "bus")) == [2, 0]
+    assert worst_images(tmp_path, near_outlines=True) == [2, 3, 0]
+    with pytest.raises(ValueError, match=r"figure for cat.* car, bus"):
+        worst_images(tmp_path, of_class="cat")
+    with pytest.raises(ValueError, match="No image has a figure for bus called tree"):
+        worst_images(tmp_path, pair=("bus", "tree"))
+    with pytest.raises(ValueError, match="one order"):
+        worst_images(tmp_path, of_class="car", near_outlines=True)

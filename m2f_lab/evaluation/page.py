@@ -6,6 +6,7 @@ K classes.
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -112,11 +113,13 @@ def _curve(row: dict) -> str:
     )
 
 
-def sizes(note: str, rows: Sequence[dict]) -> str:
+def sizes(title: str, note: str, rows: Sequence[dict]) -> str:
     """A table of figures by size, whose first column is "size"."""
     columns = list(rows[0])
     cells = [tuple(row[name] if name == "size" else _cell(row[name]) for name in columns) for row in rows]
-    return f"<h2>By size</h2><p>Small: up to 32² pixels; large: more than 96². {note}</p>" + table(columns, cells)
+    return f"<h2>{title} by size</h2><p>Small: up to 32² pixels; large: more than 96². {note}</p>" + table(
+        columns, cells
+    )
 
 
 def distances(rows: Sequence[dict]) -> str:
@@ -134,6 +137,46 @@ def distances(rows: Sequence[dict]) -> str:
         "errors near outlines come with coarse masks or careless labels; errors far inside are whole objects called "
         "something else.</p>" + table(("pixels away", "", "wrong %", "% of all pixels", "% of all errors"), cells)
     )
+
+
+_BROWSER = """<h2>All images</h2>
+<p>Worst first by <select id="by"></select>. <span id="count"></span></p><table id="images"></table>
+<script type="application/json" id="rows">{rows}</script>
+<script>
+const rows = JSON.parse(document.getElementById("rows").textContent), metric = {metric};
+const pair = (c) => c["is"] + " called " + c["was called"];
+const orders = [[metric, "%", 1, (row) => row[metric]], ["error near outlines", "%", -1, (row) => row.boundary_error]];
+for (const name of new Set(rows.flatMap((row) => Object.keys(row.classes))))
+  orders.push(["class " + name, "%", 1, (row) => row.classes[name]]);
+for (const name of new Set(rows.flatMap((row) => row.confused.map(pair))))
+  orders.push([name, "pixels", -1, (row) => row.confused.find((c) => pair(c) === name)?.pixels]);
+const by = document.getElementById("by");
+orders.forEach(([name], number) => by.add(new Option(name, number)));
+by.onchange = () => {{
+  const [, unit, sign, value] = orders[by.value];
+  const known = rows.filter((row) => value(row) != null).sort((a, b) => sign * (value(a) - value(b)));
+  document.getElementById("count").textContent = known.length + " of " + rows.length + " images; the first {most}:";
+  document.getElementById("images").replaceChildren(...known.slice(0, {most}).map((row) => {{
+    const line = document.createElement("tr"), figure = value(row).toFixed(unit === "%" ? 2 : 0) + " " + unit;
+    for (const text of [row.name, figure, "QueryExplorer(model, dataset[" + row.number + "].image)"])
+      line.insertCell().append(text);
+    return line;
+  }}));
+}};
+by.onchange();
+</script>"""
+
+
+def images(rows: Sequence[dict], metric: str, most: int = 50) -> str:
+    """A list of images to be sorted in the browser: by figure, error near outlines, class or confused pair.
+
+    Args:
+        rows: "number", "name", the metric, "boundary_error", "classes" and "confused" of each image
+        metric: the figure that the data set is measured by
+        most: lines that are shown at once
+    """
+    safe = json.dumps(rows, separators=(",", ":")).replace("<", "\\u003c")  # a name may hold the end of a script
+    return _BROWSER.format(rows=safe, metric=json.dumps(metric), most=most)
 
 
 class Markup(str):

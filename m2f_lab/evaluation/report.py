@@ -97,7 +97,8 @@ class Report:
         """
         out = Path(out).expanduser()
         out.mkdir(parents=True, exist_ok=True)
-        content = {"recipe": self.recipe.name, "task": self.recipe.task, "data": str(self.dataset)} | figures
+        content = {"recipe": self.recipe.name, "task": self.recipe.task, "data": str(self.dataset)}
+        content |= {"metric": self.recipe.metric} | figures
         content["by_distance"] = self.breakdown.by_distance()
         parts = [self._overview(figures), page.classes_by_figure(figures["classes"], self.recipe.metric)]
         if measure.matrix is not None:
@@ -109,8 +110,9 @@ class Report:
             parts += [_SECTIONS[name](values) for name, values in found.items()]
         if self.recipe.task == "semantic":
             content["by_size"] = self.breakdown.by_size()
-            parts.append(page.sizes(_REGIONS, content["by_size"]))
+            parts.append(page.sizes("Regions", _REGIONS, content["by_size"]))
         parts += [page.distances(content["by_distance"]), self._pictures()]
+        parts.append(page.images(self.images, self.recipe.metric))
         (out / "evaluation.json").write_text(json.dumps(content | {"images": self.images}, indent=1))
         (out / "report.html").write_text(page.page(f"{self.recipe.name} on {self.dataset}", parts), encoding="utf-8")
 
@@ -161,6 +163,50 @@ class Report:
         )
 
 
+def worst_images(
+    evaluation: str | Path,
+    *,
+    of_class: str | None = None,
+    pair: tuple[str, str] | None = None,
+    near_outlines: bool = False,
+    most: int = 12,
+) -> list[int]:
+    """Numbers of the worst images of an evaluation, the worst first: `dataset[number]` has the image.
+
+    Args:
+        evaluation: the folder that `evaluate` wrote, or its evaluation.json
+        of_class: by the figure of this class
+        pair: by the pixels of the first class that were called the second
+        near_outlines: by the error near true outlines
+        most: so many of them; those without the figure asked for are left out
+
+    Raises:
+        ValueError: more than one order is asked for, or a class or a pair occurs in no image.
+    """
+    path = Path(evaluation).expanduser()
+    content = json.loads((path / "evaluation.json" if path.is_dir() else path).read_text())
+    if (of_class is not None) + (pair is not None) + near_outlines > 1:
+        raise ValueError("Ask for one order: of_class, pair or near_outlines.")
+    rows = content["images"]
+    if of_class is not None:
+        order = {row["number"]: row["classes"].get(of_class) for row in rows}
+    elif pair is not None:
+        pixels = ({(c["is"], c["was called"]): -c["pixels"] for c in row["confused"]} for row in rows)
+        order = {row["number"]: found.get(tuple(pair)) for row, found in zip(rows, pixels, strict=True)}
+    elif near_outlines:
+        order = {row["number"]: None if row["boundary_error"] is None else -row["boundary_error"] for row in rows}
+    else:
+        order = {row["number"]: row[content["metric"]] for row in rows}
+    known = [number for number, value in order.items() if value is not None]
+    if not known and (of_class or pair):
+        raise ValueError(
+            f"No image has a figure for {of_class or ' called '.join(pair)}. The classes are "
+            f"{', '.join(row['name'] for row in content['classes'])}; of each image its {PAIRS_OF_IMAGE} most confused "
+            "pairs are known."
+        )
+    return sorted(known, key=lambda number: (order[number], number))[:most]
+
+
 def _pixels(evaluator: SemanticEvaluator) -> dict:
     matrix = np.asarray(evaluator.matrix)
     return {"pixels": _shares(evaluator.class_names, matrix.diagonal(), matrix.sum(0), matrix.sum(1))}
@@ -199,9 +245,9 @@ _DETAILS = {SemanticEvaluator: _pixels, PanopticEvaluator: _segments, InstanceEv
 _SECTIONS = {
     "pixels": partial(page.precision_and_recall, "pixels"),
     "segments": partial(page.precision_and_recall, "segments"),
-    "segments_by_size": partial(page.sizes, "Segments of all classes together."),
+    "segments_by_size": partial(page.sizes, "Segments", "All classes together."),
     "curves": page.curves,
-    "instances_by_size": partial(page.sizes, "Instances, as COCO counts them."),
+    "instances_by_size": partial(page.sizes, "Instances", "As COCO counts them."),
 }
 
 
