@@ -31,6 +31,7 @@ from m2f_lab.data import Classes, audit, distinct_colors, open_dataset
 from m2f_lab.data.prepare import KINDS, prepare
 from m2f_lab.evaluation import evaluate
 from m2f_lab.evaluation.score import SCORES
+from m2f_lab.evaluation.submission import write_submission
 from m2f_lab.inference.files import predict_files
 from m2f_lab.recipes import TASKS, Recipe
 from m2f_lab.references import reference_to, resolve, resolve_file
@@ -126,6 +127,11 @@ def _add_predict(commands) -> None:
     command.add_argument("--task", choices=TASKS, help="by default the recipe's")
     command.add_argument("--overlays", action="store_true", help="also write pictures of the results")
     command.add_argument("--overwrite", action="store_true", help="predict again what is there")
+    command.add_argument(
+        "--submission", action="store_true",
+        help="also write what the server of the recipe's data set takes, in the folder submission",
+    )  # fmt: skip
+    command.add_argument("--like", type=Path, metavar="JSON", help="a file in COCO's format whose ids a submission has")
     _add_recipe(command, trains=False, by_position=False)
     _add_precision(command)
     command.set_defaults(run=cli_predict)
@@ -217,6 +223,10 @@ def cli_predict(options: argparse.Namespace) -> int:
             overwrite=options.overwrite, **config.edges, **config.tiles, **config.options(task),
         )  # fmt: skip
     print(f"Everything is in {options.out}; the results are {written}.")
+    if options.submission:
+        submission = options.out / "submission"
+        write_submission(options.out, submission, recipe.data.dataset, task, like=options.like)
+        print(f"What the server takes is in {submission}.")
     return 0
 
 

@@ -494,6 +494,21 @@ def test_a_report_holds_every_image_and_shows_the_worst(segments_root, recipe, t
         assert page.count("data:image/jpeg;base64,") == 3
         assert "<td>dog</td><td>car</td>" in page, "the confused pair"
         assert "47.70" in page, "the published figure"
+        assert "Precision and recall of pixels" in page
+        assert ("Precision and recall of segments" in page) == (task == "panoptic")
+        assert page.count(" by size</h2>") == (1 if task == "semantic" else 2)
+        for row in content["images"]:
+            assert row["confused"][0]["is"] == "dog"
+            assert row["confused"][0]["was called"] == "car"
+            assert row["boundary_error"] > 0
+            assert row["classes"]["asphalt"] > row["classes"]["dog"] == 0
+        assert {row["name"]: row["recall"] for row in content["pixels"]}["dog"] == 0
+        if task == "semantic":
+            wrong, pixels = (
+                sum(row["pixels"] * (row["error"] or 0) for row in content["by_distance"]),
+                sum(row["pixels"] for row in content["by_distance"]),
+            )
+            assert wrong / pixels == pytest.approx(100 - figures["pACC"])
         worst = min(content["images"], key=lambda row: row[figure])
         assert page.index(f"dataset[{worst['number']}].image") == min(
             page.index(f"dataset[{row['number']}].image") for row in content["images"]
@@ -505,6 +520,8 @@ def test_a_report_of_instances(segments_root, recipe, tmp_path):
     recipe = recipe.vary(task="instance", model=dict(num_classes=2))
     figures = evaluate(ColorReader(2), recipe, segments_root, out=tmp_path / "out")
     assert figures == evaluate(ColorReader(2), recipe, segments_root)
-    assert "Classes by AP" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Classes by AP" in page
+    assert page.count("<polyline") == 2 * sum(row["AP"] is not None for row in figures["classes"])
     with pytest.raises(ValueError, match="of one process"):
         evaluate(ColorReader(2), recipe, segments_root, out=tmp_path / "out", world_size=2)

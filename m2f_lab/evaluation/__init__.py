@@ -4,7 +4,9 @@ from m2f_lab.evaluation.cityscapes import CityscapesInstanceEvaluator, Cityscape
 from m2f_lab.evaluation.evaluate import evaluate
 from m2f_lab.evaluation.instance import InstanceEvaluator
 from m2f_lab.evaluation.panoptic import PanopticEvaluator
+from m2f_lab.evaluation.report import worst_images
 from m2f_lab.evaluation.semantic import SemanticEvaluator
+from m2f_lab.evaluation.submission import write_submission
 from m2f_lab.evaluation.table import format_table
 
 __all__ = [
@@ -15,4 +17,6 @@ __all__ = [
     "SemanticEvaluator",
     "evaluate",
     "format_table",
+    "worst_images",
+    "write_submission",
 ]

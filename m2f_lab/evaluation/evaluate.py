@@ -12,6 +12,7 @@ from tqdm import tqdm
 from m2f_lab.data import Dataset, Sample, open_dataset
 from m2f_lab.evaluation.measures import MEASURES, Measure
 from m2f_lab.evaluation.report import Report
+from m2f_lab.evaluation.unfinished import Unfinished, key_of
 from m2f_lab.inference.predict import Model, evaluating
 from m2f_lab.recipes import Recipe
 from m2f_lab.references import is_reference, resolve_loaded
@@ -42,7 +43,7 @@ def evaluate(
         multi_scale: average over the sizes of the multi-scale figure and mirror images; semantic only
         progress: show a progress bar
         out: a folder for evaluation.json (these figures, and one for each image) and report.html (classes, confusions,
-            the worst images); of one process
+            the worst images); of one process. An evaluation that was interrupted goes on where it stopped
         rank, world_size: with several processes, each measures every `world_size`-th image, and the counts are added
             up over `torch.distributed`; all of them must call this function, and all return the same
 
@@ -54,12 +55,7 @@ def evaluate(
         ValueError: model and data set have different numbers of classes, the data set has no annotation for the
             recipe's task, a split was given with a data set, or the recipe has no multi-scale figure.
     """
-    if out is not None and world_size > 1:
-        raise ValueError("A report holds the images of one process; evaluate without out=, or in one process.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is a positive number of images, got {limit}.")
-    if multi_scale and recipe.task != "semantic":
-        raise ValueError(f"Only semantic models have a multi-scale figure; {recipe.name} is a {recipe.task} one.")
+    _check_options(recipe, limit, multi_scale, out, world_size)
     dataset = _opened(recipe, data, split)
     config = getattr(model, "config", None) or recipe.model
     if config.num_classes != len(dataset.classes):
@@ -72,9 +68,13 @@ def evaluate(
     sizes = {"multi_scale": True} if multi_scale else {}
     measure = MEASURES[recipe.task](dataset.classes, recipe.evaluation, **sizes)
     report = None if out is None else Report(recipe, dataset)
+    key = None if report is None else key_of(model, recipe, dataset, count, multi_scale)
+    unfinished = None if key is None else Unfinished(out, key, measure.evaluators, report)
+    done = 0 if unfinished is None else unfinished.restore()
+    indices = indices[done:]
     samples = tqdm(
-        _read_ahead(dataset, indices, recipe.data.num_workers),
-        desc=f"evaluate {dataset}", total=len(indices), unit="image", disable=not progress,
+        _read_ahead(dataset, indices, recipe.data.num_workers), desc=f"evaluate {dataset}",
+        initial=done, total=done + len(indices), unit="image", disable=not progress,
     )  # fmt: skip
     with evaluating(model), ThreadPoolExecutor(1) as beside:
         counted = None
@@ -88,7 +88,7 @@ def evaluate(
             if counted is not None:
                 counted.result()  # raises what went wrong
             # Count while the model runs on the next image: on a fast GPU, counting takes a tenth of the time.
-            counted = beside.submit(_count, measure, report, predictions, sample, index)
+            counted = beside.submit(_count, measure, report, unfinished, predictions, sample, index)
         if counted is not None:
             counted.result()
     if world_size > 1:
@@ -96,12 +96,30 @@ def evaluate(
             evaluator.all_reduce()
     figures = measure.result()
     if report is not None:
-        report.write(out, figures, measure.matrix)
+        report.write(out, figures, measure)
+    if unfinished is not None:
+        unfinished.remove()
     return figures
 
 
+def _check_options(
+    recipe: Recipe, limit: int | None, multi_scale: bool, out: str | Path | None, world_size: int
+) -> None:
+    if out is not None and world_size > 1:
+        raise ValueError("A report holds the images of one process; evaluate without out=, or in one process.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is a positive number of images, got {limit}.")
+    if multi_scale and recipe.task != "semantic":
+        raise ValueError(f"Only semantic models have a multi-scale figure; {recipe.name} is a {recipe.task} one.")
+
+
 def _count(
-    measure: Measure, report: Report | None, predictions: tuple[Prediction, ...], sample: Sample, number: int
+    measure: Measure,
+    report: Report | None,
+    unfinished: Unfinished | None,
+    predictions: tuple[Prediction, ...],
+    sample: Sample,
+    number: int,
 ) -> None:
     """Count an image; for a report, on its own first."""
     if report is None:
@@ -109,9 +127,11 @@ def _count(
         return
     alone = type(measure)(measure.classes, measure.config)
     alone.update(predictions, sample, number)
-    report.add(number, sample, predictions, alone.result())
+    report.add(number, sample, predictions, alone)
     for evaluator, other in zip(measure.evaluators, alone.evaluators, strict=True):
         evaluator.merge(other)
+    if unfinished is not None:
+        unfinished.save_in_time()
 
 
 def _opened(recipe: Recipe, data: str | Path | Dataset, split: str | None) -> Dataset:

@@ -134,6 +134,31 @@ class InstanceEvaluator:
         self._matched = [[match for part, _ in everyone for match in part[label]] for label in range(self.num_classes)]
         self.num_images = sum(count for _, count in everyone)
 
+    def state(self) -> dict:
+        """What was matched so far, as tensors and numbers that a file can hold."""
+        rows = [(label, match) for label, matches in enumerate(self._matched) for match in matches]
+        bits = np.zeros((len(AREAS), 0), np.int16)  # for torch, which hardly knows uint16
+        arrays = {
+            "rows": np.array([(label, match.image, match.scores.size) for label, match in rows], np.int64),
+            "num_true": np.array([match.num_true for _, match in rows], np.int64),
+            "scores": np.concatenate([np.zeros(0), *(match.scores for _, match in rows)]),
+            "found": np.concatenate([bits, *(match.found.view(np.int16) for _, match in rows)], axis=1),
+            "ignored": np.concatenate([bits, *(match.ignored.view(np.int16) for _, match in rows)], axis=1),
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} | {"num_images": self.num_images}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        arrays = {name: value.numpy() for name, value in state.items() if name != "num_images"}
+        self.num_images = state["num_images"]
+        self._matched = [[] for _ in range(self.num_classes)]
+        start = 0
+        for (label, image, count), num_true in zip(arrays["rows"].tolist(), arrays["num_true"], strict=True):
+            part = slice(start, start + count)
+            flags = (arrays[name][:, part].view(np.uint16) for name in ("found", "ignored"))
+            self._matched[label].append(_Matched(image, arrays["scores"][part], *flags, num_true))
+            start += count
+
     def result(self) -> dict:
         """Compute the figures so far, in percent.
 
@@ -175,6 +200,27 @@ class InstanceEvaluator:
             "classes": classes,
         }
 
+    def curves(self) -> list[dict]:
+        """Precision over recall of each class, in fractions.
+
+        Returns:
+            Of each class "name", "precision50" and "precision75", the precision at each of `RECALLS` with an overlap
+            of 50 and 75 % asked for, and "best": the "score" from which on instances have the highest F1 at an overlap
+            of 50 %, and their "precision" and "recall". None where the truth has no instance, and "best" where none
+            was found.
+        """
+        rows = []
+        for name, matches in zip(self.class_names, self._matched, strict=True):
+            row = {"name": name, "precision50": None, "precision75": None, "best": None}
+            ordered = sorted(matches, key=lambda match: match.image)
+            num_true = sum(int(match.num_true[0]) for match in ordered)
+            if num_true:
+                curve, _ = _curve(ordered, 0, self.max_detections, num_true)
+                row |= {"precision50": curve[0].tolist(), "precision75": curve[5].tolist()}
+                row["best"] = _best(*_ranked(ordered, 0, self.max_detections), num_true)
+            rows.append(row)
+        return rows
+
     def _check(self, prediction: Prediction, truth: Segments) -> None:
         if not isinstance(prediction, Prediction) or prediction.task != "instance":
             raise ValueError(
@@ -200,6 +246,17 @@ def _percent(values: np.ndarray) -> float | None:
     """Mean of what is not NaN."""
     measured = values[~np.isnan(values)]
     return 100 * float(measured.mean()) if measured.size else None
+
+
+def _best(scores: np.ndarray, right: np.ndarray, wrong: np.ndarray, num_true: int) -> dict | None:
+    """Score, precision and recall of the highest F1 at the smallest overlap. Equal scores come and go together."""
+    ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if scores.size else np.zeros(0, np.int64)
+    right, wrong = right[0, ends], wrong[0, ends]
+    if not right.any():
+        return None
+    place = int(np.argmax(right / (right + wrong + num_true)))
+    precision = right[place] / (right[place] + wrong[place])
+    return {"score": float(scores[ends[place]]), "precision": precision, "recall": right[place] / num_true}
 
 
 def _intersections(masks: np.ndarray, chosen: np.ndarray, true: Segments) -> tuple[np.ndarray, np.ndarray]:
@@ -265,8 +322,8 @@ def _match(
     return found, ignored, (~passed_over).sum(1)
 
 
-def _curve(matches: list[_Matched], area: int, limit: int, num_true: int) -> tuple[np.ndarray, np.ndarray]:
-    """Precision at each of `RECALLS` [U, 101], and the recall that is reached [U], with `limit` instances an image."""
+def _ranked(matches: list[_Matched], area: int, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, best first [N], and how many right and wrong instances there are up to each. float64 [U, N] both"""
     scores = np.concatenate([match.scores[:limit] for match in matches])
     order = np.argsort(-scores, kind="stable")
 
@@ -278,6 +335,12 @@ def _curve(matches: list[_Matched], area: int, limit: int, num_true: int) -> tup
     found, counts = flags("found"), ~flags("ignored")
     right = np.cumsum(found & counts, axis=1, dtype=np.float64)
     wrong = np.cumsum(~found & counts, axis=1, dtype=np.float64)
+    return scores[order], right, wrong
+
+
+def _curve(matches: list[_Matched], area: int, limit: int, num_true: int) -> tuple[np.ndarray, np.ndarray]:
+    """Precision at each of `RECALLS` [U, 101], and the recall that is reached [U], with `limit` instances an image."""
+    scores, right, wrong = _ranked(matches, area, limit)
     if not scores.size:
         return np.zeros((len(OVERLAPS), len(RECALLS))), np.zeros(len(OVERLAPS))
     recall = right / num_true

@@ -30,6 +30,9 @@ from torch import Tensor
 from m2f_lab.evaluation.counts import summed_over_processes
 from m2f_lab.structures import Prediction
 
+SIZES = (32**2, 96**2, np.inf)
+"""Pixels that small, medium and large segments have at most."""
+
 SegmentsMap = np.ndarray | Tensor
 """The id of every pixel's segment, any integers, 0 for void. [H, W]"""
 
@@ -44,6 +47,8 @@ class PanopticEvaluator:
 
     Attributes:
         counts: TP, FP, FN, and the sum of the matches' IoUs. float64 [K, 4]
+        counts_by_size: the same, by the area of the segment: that of the true one, or of the invented one, is at most
+            each of `SIZES`. float64 [3, 4]
     """
 
     def __init__(self, num_classes: int, things: Collection[int], class_names: Sequence[str] | None = None) -> None:
@@ -58,6 +63,7 @@ class PanopticEvaluator:
         self.things = frozenset(things)
         self.class_names = tuple(map(str, range(num_classes) if class_names is None else class_names))
         self.counts = torch.zeros(num_classes, 4, dtype=torch.float64)
+        self.counts_by_size = torch.zeros(len(SIZES), 4, dtype=torch.float64)
         self.num_images = 0
 
     def update(
@@ -94,7 +100,9 @@ class PanopticEvaluator:
         if empty:
             raise ValueError(f"The prediction has segments {empty} without a pixel; leave them out of its labels.")
         is_crowd = np.isin(truth.ids, list(crowd))
-        self.counts += torch.from_numpy(_count(overlap, truth.classes, predicted.classes, is_crowd, self.num_classes))
+        by_class, by_size = _count(overlap, truth.classes, predicted.classes, is_crowd, self.num_classes)
+        self.counts += torch.from_numpy(by_class)
+        self.counts_by_size += torch.from_numpy(by_size)
         self.num_images += 1
 
     def merge(self, other: PanopticEvaluator) -> None:
@@ -105,11 +113,22 @@ class PanopticEvaluator:
                 f"those of {self.num_classes} with the things {sorted(self.things)}: the classes must be the same."
             )
         self.counts += other.counts
+        self.counts_by_size += other.counts_by_size
         self.num_images += other.num_images
 
     def all_reduce(self) -> None:
         """Add up the counts of all processes of `torch.distributed`; afterwards each holds the sum."""
-        self.counts, self.num_images = summed_over_processes(self.counts, self.num_images)
+        both = torch.cat([self.counts, self.counts_by_size])
+        both, self.num_images = summed_over_processes(both, self.num_images)
+        self.counts, self.counts_by_size = both[: self.num_classes], both[self.num_classes :]
+
+    def state(self) -> dict:
+        """What was counted so far, as tensors and numbers that a file can hold."""
+        return {"counts": self.counts, "by_size": self.counts_by_size, "num_images": self.num_images}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        self.counts, self.counts_by_size, self.num_images = state["counts"], state["by_size"], state["num_images"]
 
     def result(self) -> dict:
         """Compute the figures so far, in percent.
@@ -123,7 +142,7 @@ class PanopticEvaluator:
         found, invented, missed, iou = self.counts.unbind(1)
         segments = found + invented / 2 + missed / 2
         present = segments > 0
-        # NaN where the class is not present; without a match, SQ is 0, as in the API
+        # NaN where the class is not present
         columns = {"PQ": iou / segments, "SQ": iou / found.clamp(min=1), "RQ": found / segments}
         is_thing = torch.tensor([k in self.things for k in range(self.num_classes)])
         groups = {"": present, "_things": present & is_thing, "_stuff": present & ~is_thing}
@@ -133,12 +152,28 @@ class PanopticEvaluator:
             for name, values in columns.items()
         }
         classes = [
-            {"name": self.class_names[k]}
-            | {name: 100 * values[k].item() if present[k] else None for name, values in columns.items()}
-            | {name: int(self.counts[k, i]) for i, name in enumerate(("TP", "FP", "FN"))}
-            for k in range(self.num_classes)
+            {"name": name} | _qualities(counts) for name, counts in zip(self.class_names, self.counts, strict=True)
         ]
         return means | {"num_images": self.num_images, "classes": classes}
+
+    def by_size(self) -> list[dict]:
+        """Of small, medium and large segments "size", "PQ", "SQ" and "RQ" in percent, all classes together, and the
+        numbers "TP", "FP" and "FN".
+        """
+        return [
+            {"size": size} | _qualities(counts)
+            for size, counts in zip(("small", "medium", "large"), self.counts_by_size, strict=True)
+        ]
+
+
+def _qualities(counts: Tensor) -> dict:
+    """PQ, SQ and RQ in percent, None without a segment; TP, FP, FN. [4] → …"""
+    found, invented, missed, iou = counts.tolist()
+    segments = found + invented / 2 + missed / 2
+    # without a match, SQ is 0, as in the API
+    values = (iou / segments, iou / max(found, 1), found / segments) if segments else None
+    qualities = {name: values and 100 * values[place] for place, name in enumerate(("PQ", "SQ", "RQ"))}
+    return qualities | {"TP": int(found), "FP": int(invented), "FN": int(missed)}
 
 
 class _Segments:
@@ -219,7 +254,7 @@ def _overlap(truth: _Segments, predicted: _Segments) -> np.ndarray:
 
 def _count(
     overlap: np.ndarray, true: np.ndarray, predicted: np.ndarray, is_crowd: np.ndarray, num_classes: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Match segments. Whole numbers are compared, so that an IoU of exactly one half is no match.
 
     Args:
@@ -228,7 +263,7 @@ def _count(
         is_crowd: of the true segments. [T+1]
 
     Returns:
-        TP, FP, FN and the sum of the matches' IoUs. [K, 4]
+        TP, FP, FN and the sum of the matches' IoUs, by class [K, 4] and by size [3, 4].
     """
     on_void, true_area, predicted_area = overlap[0], overlap.sum(1), overlap.sum(0)
     union = true_area[:, None] + predicted_area - overlap - on_void  # (T+1, P+1)
@@ -242,15 +277,14 @@ def _count(
     rows, columns = np.nonzero(found)
     iou = overlap[rows, columns] / union[rows, columns]
 
-    def per_class(classes: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(classes, weights, num_classes)
+    def counted(true: np.ndarray, predicted: np.ndarray, count: int) -> np.ndarray:
+        columns = (
+            (true[rows], None),
+            (predicted[1:][invented[1:]], None),
+            (true[1:][missed[1:]], None),
+            (true[rows], iou),
+        )
+        return np.stack([np.bincount(groups, weights, count) for groups, weights in columns], axis=1)
 
-    return np.stack(
-        [
-            per_class(true[rows]),
-            per_class(predicted[1:][invented[1:]]),
-            per_class(true[1:][missed[1:]]),
-            per_class(true[rows], iou),
-        ],
-        axis=1,
-    )
+    sizes = (np.searchsorted(SIZES, area) for area in (true_area, predicted_area))
+    return counted(true, predicted, num_classes), counted(*sizes, len(SIZES))

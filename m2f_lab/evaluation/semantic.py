@@ -116,6 +116,14 @@ class SemanticEvaluator:
         """Add up the counts of all processes of `torch.distributed`; afterwards each holds the sum."""
         self.matrix, self.num_images = summed_over_processes(self.matrix, self.num_images)
 
+    def state(self) -> dict:
+        """What was counted so far, as tensors and numbers that a file can hold."""
+        return {"matrix": self.matrix, "num_images": self.num_images}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        self.matrix, self.num_images = state["matrix"], state["num_images"]
+
     def result(self) -> dict:
         """Compute the figures so far, in percent.
 
