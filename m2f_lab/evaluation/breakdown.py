@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from m2f_lab.data import Sample
 from m2f_lab.evaluation.instance import AREAS
 from m2f_lab.inference.files import label_map_of
-from m2f_lab.structures import Prediction
+from m2f_lab.structures import Prediction, ignored_label
 
 DISTANCES = (1, 2, 4, 8, 16, 32)
 """Bands of distance end here, in pixels; one more band holds all that is farther away."""
@@ -54,7 +54,7 @@ class Breakdown:
         Returns:
             The share of wrong pixels among those near an outline, in percent; None if there are none.
         """
-        predicted = label_map_of(prediction)
+        predicted = label_map_of(prediction, ignore=ignored_label(self.num_classes))
         if sample.label_map is None:
             truth, known = _with_background(sample, self.num_classes)
             predicted = np.where(predicted < self.num_classes, predicted, self.num_classes)
@@ -150,7 +150,7 @@ def _by_size(labels: np.ndarray, known: np.ndarray, right: np.ndarray) -> np.nda
 def _with_background(sample: Sample, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Class of each pixel, K where no instance is; and False where crowd is. [H, W] each"""
     segments = sample.segments
-    labels = segments.label_map()
+    labels = segments.label_map(ignored_label(num_classes))
     known = np.ones(segments.size, bool)
     for number in np.flatnonzero(segments.crowd).tolist():
         known &= ~segments.mask(number)
