@@ -71,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", choices=("auto", "must", "never"), default="auto",
         help="auto: continue from a checkpoint if there is one; must: insist on one; never: delete the run",
     )  # fmt: skip
+    command.add_argument(
+        "--init", type=Path, metavar="RUN_OR_WEIGHTS",
+        help="start from the weights of a whole model; its class head stays where it predicts the same classes",
+    )  # fmt: skip
+    command.add_argument("--keep-classes", action="store_true", help="of --init, also the rows of classes by name")
     command.set_defaults(run=cli_train)
 
     command = commands.add_parser("plan", help="estimate memory and time", description=cli_plan.__doc__)
@@ -189,7 +194,10 @@ def _add_recipe(command: argparse.ArgumentParser, trains: bool, by_position: boo
 def cli_train(options: argparse.Namespace) -> int:
     """Train a recipe. If --out holds a checkpoint of the same recipe, continue from it."""
     recipe = chosen_recipe(options)
-    run = train(recipe, options.data_root, options.out, callbacks=[ProgressBar()], resume=options.resume)
+    run = train(
+        recipe, options.data_root, options.out, callbacks=[ProgressBar()], resume=options.resume, init=options.init,
+        keep_classes=options.keep_classes,
+    )  # fmt: skip
     return 0 if not is_main_process() or run.finished else 130  # the others may run on machines without the folder
 
 

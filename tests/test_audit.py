@@ -216,5 +216,3 @@ def test_an_image_too_large_for_pillow_is_not_called_truncated(tmp_path: Path, m
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 12 * 16 // 2 - 1)
     with pytest.raises(DataError, match=r"000\.png is larger than Pillow opens .*Cut it .*MAX_IMAGE_PIXELS = None"):
         open_dataset("folder", root, "train")[0]
-
-

@@ -363,3 +363,62 @@ def test_unknown_keys(refused):
     refused({"encoder.weight": torch.zeros(1)}, "of no known format", "encoder.weight", "Known are m2f_lab, official")
     backbone = {"layer1.0.conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}
     refused(backbone, "looks like a backbone alone", "ModelConfig(backbone_weights=…)")
+
+
+# -- outer prefixes, averages, and rows of the class head ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.segmenter."])
+def test_an_outer_prefix_is_seen_through(tiny, official, tmp_path, prefix):
+    """Lightning's modules call the model what they like."""
+    torch.save(
+        {"state_dict": {f"{prefix}{n}": t for n, t in tiny.state_dict().items()}, "epoch": 3}, tmp_path / "a.pth"
+    )
+    fresh = build_model(TINY)
+    report = load_weights(fresh, tmp_path / "a.pth")
+    assert_same(fresh, tiny)
+    assert report.inside.startswith("state_dict → ")
+    torch.save({f"{prefix}{n}": t for n, t in golden_weights(official).items()}, tmp_path / "b.pth")
+    assert load_weights(build_model(OFFICIAL_CONFIG), tmp_path / "b.pth").format == "official Mask2Former"
+
+
+def test_the_report_names_an_average_that_was_not_taken(tiny, tmp_path):
+    averaged = {n: t + 1 if t.is_floating_point() else t for n, t in tiny.state_dict().items()}
+    torch.save({"model": tiny.state_dict(), "model_ema": averaged}, tmp_path / "a.pth")
+    fresh = build_model(TINY)
+    assert 'model_ema; load_weights(…, entry="model_ema") takes it' in str(load_weights(fresh, tmp_path / "a.pth"))
+    assert_same(fresh, tiny)
+    load_weights(fresh, tmp_path / "a.pth", entry="model_ema")
+    assert torch.equal(fresh.state_dict()["pixel_decoder.mask_projection.weight"],
+                       averaged["pixel_decoder.mask_projection.weight"])  # fmt: skip
+
+
+def named(*names: str) -> Classes:
+    return Classes(names, ((0, 0, 0),) * len(names))
+
+
+def test_rows_of_classes_that_both_know_are_kept(tmp_path):
+    old, new = build_model(replace(TINY, num_classes=4)), build_model(replace(TINY, num_classes=3))
+    old.classes, new.classes = named("sky", "road", "car", "tree"), named("tree", "boat", "sky")
+    before = {name: tensor.clone() for name, tensor in new.state_dict().items()}
+    report = load_weights(new, save_weights(old, tmp_path / "old"), reset_classifier=True, keep_classes=True)
+    assert "2 classes and no object, by name" in str(report)
+    for part in ("weight", "bias"):
+        name = f"transformer_decoder.class_head.{part}"
+        ours, theirs = new.state_dict()[name], old.state_dict()[name]
+        assert torch.equal(ours[[0, 2, -1]], theirs[[3, 0, -1]])
+        assert torch.equal(ours[1], before[name][1]), "nobody has seen a boat"
+    others = [name for name in before if "class_head" not in name]
+    assert all(torch.equal(new.state_dict()[name], old.state_dict()[name]) for name in others)
+
+
+def test_classes_are_kept_by_name_or_not_at_all(tiny, tmp_path):
+    model = build_model(replace(TINY, num_classes=2))
+    folder = save_weights(tiny, tmp_path / "nameless")
+    with pytest.raises(ValueError, match=r"the model has no classes; set model\.classes"):
+        load_weights(model, folder, reset_classifier=True, keep_classes=True)
+    model.classes = named("a", "b")
+    with pytest.raises(ValueError, match="nameless names no classes"):
+        load_weights(model, folder, reset_classifier=True, keep_classes=True)
+    with pytest.raises(ValueError, match="pass both"):
+        load_weights(model, folder, keep_classes=True)

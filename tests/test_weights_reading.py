@@ -268,3 +268,39 @@ def test_a_damaged_config_is_named(tmp_path, tensors):
     (tmp_path / "config.json").write_text('{"model": ')
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         read_checkpoint(tmp_path)
+
+
+# -- averages and prefixes -------------------------------------------------------------------------------------------
+
+
+def test_the_weights_are_taken_and_their_average_is_named(tmp_path, tensors):
+    averaged = {name: tensor + 1 for name, tensor in tensors.items()}
+    path = write_torch(tmp_path / "both.pth", {"model_ema": averaged, "model": tensors, "epoch": 3})
+    checkpoint = read_checkpoint(path)
+    assert_read(checkpoint, tensors)
+    assert (checkpoint.inside, checkpoint.passed_over) == ("model", ("model_ema",))
+    chosen = read_checkpoint(path, entry="model_ema")
+    assert_read(chosen, averaged)
+    assert (chosen.inside, chosen.passed_over) == ("model_ema", ("model",))
+    with pytest.raises(ValueError, match=r"no weights under 'ema'; there are model, model_ema\."):
+        read_checkpoint(path, entry="ema")
+    with pytest.raises(ValueError, match="there are no entries"):
+        read_checkpoint(write_torch(tmp_path / "plain.pth", tensors), entry="ema")
+
+
+@pytest.mark.parametrize("name", ["model_ema", "state_dict_ema", "ema", "teacher"])
+def test_an_average_alone_is_taken(tmp_path, tensors, name):
+    checkpoint = read_checkpoint(write_torch(tmp_path / "ema.pth", {name: tensors, "optimizer": {}}))
+    assert_read(checkpoint, tensors)
+    assert (checkpoint.inside, checkpoint.passed_over) == (name, ())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_dropped(tmp_path, tensors, prefix):
+    path = write_torch(tmp_path / "wrapped.pth", {f"{prefix}{name}": tensor for name, tensor in tensors.items()})
+    assert_read(read_checkpoint(path), tensors)
+
+
+def test_the_counter_of_an_averaged_model_is_dropped(tmp_path, tensors):
+    content = {f"module.{name}": tensor for name, tensor in tensors.items()} | {"n_averaged": torch.tensor(7)}
+    assert_read(read_checkpoint(write_torch(tmp_path / "swa.pth", content)), tensors)

@@ -40,7 +40,15 @@ from m2f_lab.training.optimizer import build_optimizer
 from m2f_lab.training.planning.memory import keep_freed_memory
 from m2f_lab.training.run import Run, append_row, keep_rows, open_run
 from m2f_lab.training.step import TrainStep, autocast_dtype, seed_everything
-from m2f_lab.weights import Builder, build_from, save_weights
+from m2f_lab.weights import (
+    Builder,
+    LoadReport,
+    OtherClassesError,
+    build_from,
+    load_weights,
+    save_weights,
+    saved_classes,
+)
 
 
 def train(
@@ -52,6 +60,8 @@ def train(
     *,
     build: Builder | None = None,
     criterion: Callable[[Recipe], Criterion] | None = None,
+    init: str | Path | None = None,
+    keep_classes: bool = False,
 ) -> Run:
     """Train a model, on the GPU if there is one, on several under `torchrun`.
 
@@ -69,6 +79,10 @@ def train(
         build: ModelConfig → module whose forward(images) or forward(images, targets) returns an Output; replaces the
             recipe's builder, and is recorded under its name, so that the run can be reopened.
         criterion: Recipe → Criterion; replaces the recipe's, and is recorded alike.
+        init: weights of a whole model to start from, of any format that `load_weights` knows: a run's folder, a
+            checkpoint. Its class head is kept where it predicts the same classes (by name, where it has names), else
+            the model's own is trained. A run that goes on has its own weights already.
+        keep_classes: with `init`, begin with its rows of the class head where classes have the same name.
 
     Returns:
         The run, with its metrics and its weights.
@@ -92,7 +106,9 @@ def train(
         check_fit(recipe, train_set, world)
         check_fit(recipe, val_set, world)
         world.from_main(lambda: open_run(run.path, recipe, resume))  # only now: "never" deletes
-        session = Session(recipe, train_set, val_set, run, callbacks if world.is_main else (), world)
+        session = Session(
+            recipe, train_set, val_set, run, callbacks if world.is_main else (), world, init, keep_classes
+        )
         session.notify("on_start", run)
         run.current_model = session.model
         try:
@@ -128,11 +144,15 @@ class Session:
         run: Run,
         callbacks: Sequence[Callback],
         world: DistributedContext,
+        init: str | Path | None = None,
+        keep_classes: bool = False,
     ) -> None:
         self.recipe, self.config = recipe, recipe.optimization
         self.train_set, self.val_set = train_set, val_set
         self.run, self.callbacks, self.world = run, callbacks, world
         self.model = model_to_train(recipe, world.device, train_set.classes)
+        if init is not None and world.is_main and not run.checkpoint("last").is_dir():  # DDP sends it to the others
+            print(start_from(self.model, init, keep_classes))
         self.criterion = resolve(recipe.criterion)(recipe)
         if not isinstance(self.criterion, Criterion):
             raise ValueError(
@@ -314,6 +334,30 @@ def model_to_train(recipe: Recipe, device: torch.device, classes: Classes | None
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)  # convolutions in mixed precision run faster
     return model
+
+
+def start_from(model: nn.Module, init: str | Path, keep_classes: bool = False) -> LoadReport:
+    """Load the weights that training starts from, without the class head of other classes.
+
+    Args:
+        model: with its classes
+        init: a run's folder or a checkpoint
+        keep_classes: of a class head of other classes, take the rows of those that have the same name
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are of another architecture; the model stays as it was.
+    """
+    path = Path(init).expanduser()
+    path = Run(path).weights("best") if (path / "recipe.json").is_file() else path
+    theirs, ours = saved_classes(path), getattr(model, "classes", None)
+    others = theirs is not None and ours is not None and theirs.names != ours.names
+    if not others:
+        try:
+            return load_weights(model, path)
+        except OtherClassesError:
+            pass
+    return load_weights(model, path, reset_classifier=True, keep_classes=keep_classes)
 
 
 def check_fit(recipe: Recipe, dataset: Dataset, world: DistributedContext) -> None:

@@ -2,7 +2,7 @@
 
 from m2f_lab.weights.eomt import eomt_to_huggingface
 from m2f_lab.weights.huggingface import to_huggingface
-from m2f_lab.weights.loading import LoadReport, load_model, load_weights
+from m2f_lab.weights.loading import LoadReport, OtherClassesError, load_model, load_weights, saved_classes
 from m2f_lab.weights.native import Builder, build_from, save_weights
 from m2f_lab.weights.official import to_official
 from m2f_lab.weights.pickles import UnsafeFileError
@@ -13,6 +13,7 @@ save_pretrained = save_weights  # under the name that users of Hugging Face expe
 __all__ = [
     "Builder",
     "LoadReport",
+    "OtherClassesError",
     "UnsafeFileError",
     "build_from",
     "eomt_to_huggingface",
@@ -20,6 +21,7 @@ __all__ = [
     "load_weights",
     "save_pretrained",
     "save_weights",
+    "saved_classes",
     "to_huggingface",
     "to_official",
     "to_sssegmentation",

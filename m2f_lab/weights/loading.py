@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from m2f_lab.data import Classes
 from m2f_lab.data.dataset import abbreviate
 from m2f_lab.networks import pixel_statistics
 from m2f_lab.references import resolve_loaded
@@ -17,6 +19,7 @@ from m2f_lab.weights.huggingface import HUGGINGFACE, config_conflicts
 from m2f_lab.weights.keymap import KeyMap, Translation
 from m2f_lab.weights.mismatch import class_head, describe_mismatch, num_classes_of
 from m2f_lab.weights.native import (
+    CONFIG_FILE,
     NATIVE,
     Builder,
     build_from,
@@ -34,6 +37,10 @@ from m2f_lab.weights.sssegmentation import SSSEGMENTATION
 FORMATS: tuple[KeyMap, ...] = (OFFICIAL, HUGGINGFACE, SSSEGMENTATION, EOMT, EOMT_DINOV3, EOMT_OFFICIAL)
 
 
+class OtherClassesError(ValueError):
+    """The weights predict another number of classes than the model."""
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """Account of what `load_weights` did; `print` it.
@@ -48,6 +55,7 @@ class LoadReport:
         ignored: reason → names in the file.
         builders: the checkpoint's and the model's, where they differ: equal names may then compute something else.
         kept: reason → our names of the tensors that stay as they were in the model.
+        passed_over: other entries of the file that hold weights; load_weights(…, entry=…) takes one.
     """
 
     path: Path
@@ -59,6 +67,7 @@ class LoadReport:
     ignored: dict[str, list[str]] = field(default_factory=dict)
     kept: dict[str, list[str]] = field(default_factory=dict)
     builders: tuple[str, str] | None = None
+    passed_over: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         inside = f", found under {self.inside}" if self.inside else ""
@@ -67,12 +76,21 @@ class LoadReport:
         for title, groups in (("converted", self.converted), ("ignored", self.ignored), ("kept", self.kept)):
             for reason, names in groups.items():
                 lines.append(f"  {title:<10} {len(names)} × {reason}: {abbreviate(names, 2)}")
+        if self.passed_over:
+            names, first = ", ".join(self.passed_over), self.passed_over[0]
+            lines.append(f'  not taken  {names}; load_weights(…, entry="{first}") takes it')
         if self.builders:
             lines.append("  builder    {} in the checkpoint, {} here".format(*self.builders))
         return "\n".join(lines)
 
 
-def load_weights(model: nn.Module, path: str | Path, reset_classifier: bool = False) -> LoadReport:
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    reset_classifier: bool = False,
+    entry: str | None = None,
+    keep_classes: bool = False,
+) -> LoadReport:
     """Load a checkpoint of any known format into a model. On any error the model stays as it was.
 
     Args:
@@ -83,6 +101,10 @@ def load_weights(model: nn.Module, path: str | Path, reset_classifier: bool = Fa
             safetensors, torch file or pickle of arrays. No code in it is ever run.
         reset_classifier: keep the model's own class head, the module called `class_head`, instead of the
             checkpoint's, to train on other classes.
+        entry: of a file that holds several, such as "model_ema"; by default the weights themselves, or their average
+            where that is alone.
+        keep_classes: with reset_classifier, take the checkpoint's rows of the class head for "no object" and for
+            classes of the model that the checkpoint has by name.
 
     Returns:
         The names that were loaded, converted, ignored and kept.
@@ -93,7 +115,18 @@ def load_weights(model: nn.Module, path: str | Path, reset_classifier: bool = Fa
         ValueError: the file is damaged or of no known format, or does not fit the model; the message names the keys,
             shapes or class numbers, and the way out.
     """
-    return _load(model, read_checkpoint(path), reset_classifier)
+    if keep_classes and not reset_classifier:
+        raise ValueError("keep_classes=True keeps rows of a class head that reset_classifier=True replaces; pass both.")
+    return _load(model, read_checkpoint(path, entry), reset_classifier, keep_classes)
+
+
+def saved_classes(folder: str | Path) -> Classes | None:
+    """Classes that `save_weights` noted in a folder; None where it is of another kind, or the model had none."""
+    file = Path(folder).expanduser() / CONFIG_FILE
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return classes_from_json(content) if is_own_config(content) else None
 
 
 def load_model(folder: str | Path, build: Builder | None = None) -> nn.Module:
@@ -164,13 +197,8 @@ def recognise(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> KeyMap:
         ValueError: it is of no known format.
     """
     keys = list(checkpoint.tensors)
-    if is_own_config(checkpoint.config) or set(keys) == set(own):
-        return NATIVE
-    for format in FORMATS:
-        if format.recognises(keys):
-            return format
-    if set(keys) & set(own):
-        return NATIVE
+    if format := _known(checkpoint, own):
+        return format
     others = [key for key in keys if not key.removeprefix("backbone.").startswith(_OF_BACKBONES)]
     if keys and not others:
         hint = "It looks like a backbone alone: give its path as ModelConfig(backbone_weights=…) instead."
@@ -181,11 +209,29 @@ def recognise(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> KeyMap:
     raise ValueError(f"{checkpoint.path} is of no known format; its first keys are {abbreviate(keys, 4)}. {hint}")
 
 
-def _load(model: nn.Module, checkpoint: Checkpoint, reset_classifier: bool) -> LoadReport:
+def _known(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> KeyMap | None:
+    keys = list(checkpoint.tensors)
+    if is_own_config(checkpoint.config) or set(keys) == set(own):
+        return NATIVE
+    by_keys = next((format for format in FORMATS if format.recognises(keys)), None)
+    return by_keys or (NATIVE if set(keys) & set(own) else None)
+
+
+def _unwrapped(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> Checkpoint:
+    """The checkpoint without an outer prefix that hides its format: Lightning's modules call the model `model`."""
+    inner = checkpoint
+    while inner is not None and _known(inner, own) is None:
+        inner = inner.without_prefix()
+    return checkpoint if inner is None else inner
+
+
+def _load(model: nn.Module, checkpoint: Checkpoint, reset_classifier: bool, keep_classes: bool = False) -> LoadReport:
     own = model.state_dict()
+    checkpoint = _unwrapped(checkpoint, own)
     format = recognise(checkpoint, own)
     translation = format.to_ours(checkpoint.tensors)
-    kept = _keep(translation, own, reset_classifier)
+    rows = _rows_by_name(model, checkpoint) if keep_classes else {}
+    kept = _keep(translation, own, reset_classifier, rows)
     if not reset_classifier:
         _check_num_classes(num_classes_of(translation.tensors), num_classes_of(own), checkpoint.path)
     _check_config(model, checkpoint, format)
@@ -214,12 +260,29 @@ def _load(model: nn.Module, checkpoint: Checkpoint, reset_classifier: bool) -> L
         converted=converted,
         ignored=translation.ignored,
         kept=kept,
+        passed_over=checkpoint.passed_over,
         builders=builders if builders and None not in builders and builders[0] != builders[1] else None,
     )
 
 
-def _keep(translation: Translation, own: Mapping[str, Tensor], reset_classifier: bool) -> dict[str, list[str]]:
-    """List the tensors of the model that stay, by reason; those that stay by choice leave the translation."""
+def _rows_by_name(model: nn.Module, checkpoint: Checkpoint) -> dict[int, int]:
+    """Rows of the class head that are the same in model and checkpoint: classes of one name, and "no object" (-1)."""
+    theirs = classes_from_json(checkpoint.config) if is_own_config(checkpoint.config) else None
+    ours = getattr(model, "classes", None)
+    if theirs is None or ours is None:
+        side = "the model has no classes" if ours is None else f"{checkpoint.path} names no classes"
+        raise ValueError(f"keep_classes=True matches classes by name, but {side}; set model.classes, or leave it out.")
+    return {ours.names.index(name): k for k, name in enumerate(theirs.names) if name in ours.names} | {-1: -1}
+
+
+def _keep(
+    translation: Translation, own: Mapping[str, Tensor], reset_classifier: bool, rows: Mapping[int, int]
+) -> dict[str, list[str]]:
+    """List the tensors of the model that stay, by reason; those that stay by choice leave the translation.
+
+    Args:
+        rows: of the class head that are loaded all the same, ours → theirs
+    """
     kept: dict[str, list[str]] = {}
     counters = [n for n in own if n.endswith(".num_batches_tracked") and n not in translation.tensors]
     if counters:  # frozen batch norms are saved without; evaluation does not use them
@@ -231,9 +294,16 @@ def _keep(translation: Translation, own: Mapping[str, Tensor], reset_classifier:
                 "reset_classifier=True keeps the module called class_head, but this model has none; load with "
                 "model.load_state_dict(…, strict=False) instead."
             )
-        kept["the model's own class head, because of reset_classifier=True"] = head
+        if not rows:
+            kept["the model's own class head, because of reset_classifier=True"] = head
         for name in head:
-            if translation.tensors.pop(name, None) is not None:
+            theirs = translation.tensors.pop(name, None)
+            if theirs is not None and rows:
+                merged = own[name].clone()
+                merged[list(rows)] = theirs[list(rows.values())].to(merged)
+                translation.tensors[name] = merged
+                kept[f"rows of the class head, {len(rows) - 1} classes and no object, by name"] = head
+            elif theirs is not None:
                 reason = "its class head, because of reset_classifier=True"
                 translation.ignored.setdefault(reason, []).extend(translation.origins[name])
     return kept
@@ -241,7 +311,7 @@ def _keep(translation: Translation, own: Mapping[str, Tensor], reset_classifier:
 
 def _check_num_classes(theirs: int | None, ours: int | None, path: Path) -> None:
     if None not in (theirs, ours) and theirs != ours:
-        raise ValueError(
+        raise OtherClassesError(
             f"{path} was trained on {theirs} classes, the model has {ours}. Build the model with "
             f"ModelConfig(num_classes={theirs}), or keep everything but the class head with "
             "load_weights(model, path, reset_classifier=True) and train a new one."

@@ -15,7 +15,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+_AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema_state", "ema", "teacher")
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and AveragedModel; of torch.compile
 _ZIP = b"PK\x03\x04"
 _OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the pickled magic number of torch < 1.6
 _GIT_LFS = b"version https://git-lfs"
@@ -44,6 +46,7 @@ class Checkpoint:
         inside: where it was found, such as `model`; empty where the file is the state dict itself.
         config: `config.json` of the folder, if there is one.
         preprocessor: `preprocessor_config.json` of the folder, if there is one.
+        passed_over: other entries of the file that hold weights, such as `model_ema`.
     """
 
     path: Path
@@ -51,10 +54,24 @@ class Checkpoint:
     inside: str = ""
     config: dict | None = None
     preprocessor: dict | None = None
+    passed_over: tuple[str, ...] = ()
+
+    def without_prefix(self) -> Checkpoint | None:
+        """The checkpoint without the first part of its names; None if they do not share one."""
+        prefixes = {name.partition(".")[0] for name in self.tensors}
+        if len(prefixes) != 1 or any("." not in name for name in self.tensors):
+            return None
+        (prefix,) = prefixes
+        tensors = {name.removeprefix(f"{prefix}."): tensor for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, inside=" → ".join(filter(None, [self.inside, f"{prefix}.*"])))
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, entry: str | None = None) -> Checkpoint:
     """Read a state dict from a file, or from a folder with one of `WEIGHT_FILES`.
+
+    Args:
+        path: of the file or folder
+        entry: of the file, such as "model_ema"; by default the weights themselves, or their average where that is alone
 
     Raises:
         FileNotFoundError: there is no such file or folder, or nothing in it.
@@ -71,13 +88,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     else:
         raise FileNotFoundError(f"There is no checkpoint {path}: expected a file, or a folder with {WEIGHT_FILES[0]}.")
     content = _read_shards(weights) if weights.name.endswith(".index.json") else _read_file(weights)
-    tensors, inside = _find_state_dict(content, weights)
+    tensors, inside, passed_over = _find_state_dict(content, weights, entry)
     return Checkpoint(
         path=path,
         tensors=tensors,
         inside=inside,
         config=_read_json(folder, "config.json"),
         preprocessor=_read_json(folder, "preprocessor_config.json"),
+        passed_over=passed_over,
     )
 
 
@@ -167,9 +185,20 @@ def _read_torch(path: Path) -> object:
         ) from error
 
 
-def _find_state_dict(content: dict, path: Path) -> tuple[dict[str, Tensor], str]:
-    """Look through wrappers such as {"model": …, "optimizer": …}, and turn arrays into tensors."""
+def _find_state_dict(content: dict, path: Path, entry: str | None) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Look through wrappers such as {"model": …, "optimizer": …}, and turn arrays into tensors.
+
+    Returns:
+        The tensors, where they were, and other entries with weights.
+    """
     inside: list[str] = []
+    entries = [name for name in (*_WRAPPERS, *_AVERAGES) if isinstance(content.get(name), Mapping)]
+    if entry is not None and entry not in entries:
+        raise ValueError(f"{path} has no weights under {entry!r}; there are {', '.join(entries) or 'no entries'}.")
+    chosen = entries[0] if entry is None and entries else entry
+    if chosen is not None:
+        content = dict(content[chosen])
+        inside.append(chosen)
     while wrapper := next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None):
         content = dict(content[wrapper])
         inside.append(wrapper)
@@ -181,10 +210,13 @@ def _find_state_dict(content: dict, path: Path) -> tuple[dict[str, Tensor], str]
             f"{path} holds no state dict: {found}. Expected names and tensors, or these under one of {_WRAPPERS}."
         )
     tensors = {name: _as_tensor(value) for name, value in content.items()}
-    if all(name.startswith("module.") for name in tensors):  # saved from DistributedDataParallel
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-        inside.append("module.*")
-    return tensors, " → ".join(inside)
+    if all(name == "n_averaged" or name.startswith("module.") for name in tensors):
+        tensors.pop("n_averaged", None)  # steps that an AveragedModel counted
+    while prefix := next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        inside.append(f"{prefix}*")
+    passed_over = tuple(name for name in entries if name != chosen)
+    return tensors, " → ".join(inside), passed_over
 
 
 def _is_array(value) -> bool:
