@@ -98,12 +98,17 @@ def instances(masks: np.ndarray, labels: list[int], scores: list[float]) -> Pred
     return Prediction("instance", segments=segments, masks=masks)
 
 
-def test_instances_are_compared_with_their_background_and_without_crowds():
+@pytest.mark.parametrize("single", [False, True])
+def test_instances_are_compared_with_their_background_and_without_crowds(single):
     masks = np.zeros((3, 4, 40), bool)
     masks[0, :, :10], masks[1, :, 20:30], masks[2, :, 30:] = True, True, True
     truth = Segments(np.array([0, 0, 1]), np.array([False, False, True]), (4, 40), shapes=tuple(masks))
+    if single:
+        ids = np.where(masks.any(0), masks.argmax(0), -1).astype(np.int32)
+        truth = Segments(truth.labels, truth.crowd, truth.size, id_map=ids)
     breakdown = Breakdown(2)
-    breakdown.update(instances(masks[:2], [0, 0], [0.9, 0.4]), sample(segments=truth))
+    said = instances(masks[:2], [0, 0], [0.9, 0.4])
+    breakdown.update(said, sample(truth.label_map() if single else None, truth))
     pixels, wrong = breakdown.distances.sum(0)
     assert (pixels, wrong) == (4 * 30, 4 * 10), "the second has a score below one half; the third is crowd"
     assert not breakdown.regions.any()

@@ -55,7 +55,7 @@ class Breakdown:
             The share of wrong pixels among those near an outline, in percent; None if there are none.
         """
         predicted = label_map_of(prediction, ignore=ignored_label(self.num_classes))
-        if sample.label_map is None:
+        if prediction.task == "instance":  # whose label map, if there is one, ignores the background
             truth, known = _with_background(sample, self.num_classes)
             predicted = np.where(predicted < self.num_classes, predicted, self.num_classes)
         else:
