@@ -31,7 +31,7 @@ from m2f_lab.data import Classes, audit, distinct_colors, open_dataset
 from m2f_lab.data.prepare import KINDS, prepare
 from m2f_lab.evaluation import evaluate
 from m2f_lab.evaluation.score import SCORES
-from m2f_lab.evaluation.submission import write_submission
+from m2f_lab.evaluation.submission import numbering, write_submission
 from m2f_lab.inference.files import predict_files
 from m2f_lab.recipes import TASKS, Recipe
 from m2f_lab.references import reference_to, resolve, resolve_file
@@ -225,13 +225,16 @@ def cli_predict(options: argparse.Namespace) -> int:
     model, recipe, computing = loaded(options)
     task, config = options.task or recipe.task, recipe.evaluation
     classes = getattr(model, "classes", None) or numbered_classes(recipe.model.num_classes)
+    sends = options.submission or options.like is not None
+    if sends:
+        numbering(recipe.data.dataset, task, options.like)  # says at once if there is none
     with computing:
         written = predict_files(
             model, options.images, options.out, task, classes=classes, overlays=options.overlays,
             overwrite=options.overwrite, **config.edges, **config.tiles, **config.options(task),
         )  # fmt: skip
     print(f"Everything is in {options.out}; the results are {written}.")
-    if options.submission:
+    if sends:
         submission = options.out / "submission"
         write_submission(options.out, submission, recipe.data.dataset, task, like=options.like)
         print(f"What the server takes is in {submission}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m2f_lab import __main__ as command_line
+from m2f_lab import recipes
 from m2f_lab.__main__ import main
 from m2f_lab.data import Classes, DataError, cityscapes, open_dataset
 from m2f_lab.data.coco import panoptic_picture
@@ -25,7 +28,7 @@ def encoded(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return np.stack([labels, numbers, 0 * labels], -1).astype(np.uint8)
 
 
-def oracle(model, image: np.ndarray, task: str, *, classes: Classes) -> Prediction:
+def oracle(model, image: np.ndarray, task: str, *, classes: Classes, **options) -> Prediction:
     """The prediction that a picture holds; `model` says which classes are left out."""
     labels, numbers, _ = np.moveaxis(image.astype(np.int32), -1, 0)
     if task == "semantic":
@@ -254,3 +257,25 @@ def test_what_cannot_be_submitted_is_said(predicted, tmp_path):
     twice = predicted({"deep/photo": encoded(labels, labels)}, "semantic", open_classes(20))
     with pytest.raises(DataError, match="several images called photo"):
         write_submission(twice, tmp_path / "send", "ade20k", "semantic")
+
+
+def test_the_command_predicts_and_writes_the_submission(streets, predicted, tmp_path, monkeypatch, capsys):
+    _, pictures, _ = streets
+    predicted(pictures, "semantic", cityscapes.CLASSES)
+    recipe = recipes.debug_tiny()
+    monkeypatch.setattr(command_line, "loaded", lambda options: (frozenset(), recipe, contextlib.nullcontext()))
+    arguments = [
+        "predict",
+        "weights",
+        str(tmp_path / "images_semantic"),
+        "--out",
+        str(tmp_path / "out"),
+        "--submission",
+    ]
+    assert main(arguments) == 0
+    assert [path.stem for path in sorted((tmp_path / "out" / "submission").iterdir())] == list(CITY)
+    recipe = recipe.vary(data=dict(dataset="folder"))
+    arguments[4] = str(tmp_path / "other")
+    assert main(arguments) == 1
+    assert "no submission for semantic segmentation of folder" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists(), "said before anything is predicted"

@@ -75,18 +75,7 @@ def write_submission(
             class is not one of the data set's, or an image has no id.
     """
     predictions, out = Path(predictions).expanduser(), Path(out).expanduser()
-    if like is None:
-        if (dataset, task) not in CLASS_IDS:
-            known = ", ".join(f"{name} {kind}" for name, kind in CLASS_IDS)
-            raise DataError(
-                f"There is no submission for {task} segmentation of {dataset}, only for {known}. With like=, a JSON "
-                "file in COCO's format, there is one for panoptic and instance segmentation of any data set."
-            )
-        ids, image_id = CLASS_IDS[dataset, task], _number if dataset == "coco" else str
-    elif task == "semantic":
-        raise DataError(f"Label maps hold no ids of images; write those of {dataset} without like={like}.")
-    else:
-        ids, image_id = _ids_of(Path(like).expanduser(), task, in_order=dataset == "ade20k")
+    ids, image_id = numbering(dataset, task, like)
     records = _records(predictions, task)
     out.mkdir(parents=True, exist_ok=True)
     if task == "instance" and dataset == "cityscapes" and like is None:
@@ -94,6 +83,27 @@ def write_submission(
     else:
         _WRITERS[task](predictions, records, out, ids, image_id)
     return out
+
+
+def numbering(
+    dataset: str, task: str, like: str | Path | None = None
+) -> tuple[tuple[int, ...], Callable[[str], int | str]]:
+    """The data set's own number of each class, and a function from an image's name to its id. See `write_submission`.
+
+    Raises:
+        DataError: there is no form of submission for these.
+    """
+    if like is None:
+        if (dataset, task) not in CLASS_IDS:
+            known = ", ".join(f"{name} {kind}" for name, kind in CLASS_IDS)
+            raise DataError(
+                f"There is no submission for {task} segmentation of {dataset}, only for {known}. With like=, a JSON "
+                "file in COCO's format, there is one for panoptic and instance segmentation of any data set."
+            )
+        return CLASS_IDS[dataset, task], _number if dataset == "coco" else str
+    if task == "semantic":
+        raise DataError(f"Label maps hold no ids of images; write those of {dataset} without like={like}.")
+    return _ids_of(Path(like).expanduser(), task, in_order=dataset == "ade20k")
 
 
 def _ids_of(like: Path, task: str, in_order: bool) -> tuple[tuple[int, ...], Callable[[str], int | str]]:
