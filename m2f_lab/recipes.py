@@ -91,6 +91,11 @@ class ModelConfig:
         rate = self.drop_path_rate
         _require(0 <= rate < 1, f"ModelConfig.drop_path_rate must be in [0, 1), got {rate}.")
 
+    @staticmethod
+    def completed(saved: dict) -> dict:
+        """Fields as a file holds them. Models that were saved before there were pixel statistics had ImageNet's."""
+        return {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD} | saved
+
 
 _COUNTS = (
     "num_classes", "hidden_dim", "mask_dim", "num_queries", "num_heads", "num_sampling_points", "num_encoder_layers",
@@ -323,7 +328,7 @@ class Recipe:
 def _from_dict(kind: type, values: dict):
     """Rebuild a dataclass from JSON: nested dataclasses from dicts, tuples from lists."""
     if kind is ModelConfig:
-        values = completed(values)
+        values = ModelConfig.completed(values)
     hints = typing.get_type_hints(kind)
     unknown = set(values) - {f.name for f in fields(kind)}
     _require(not unknown, f"{kind.__name__} has no field {sorted(unknown)}; was this file written by another version?")
@@ -335,11 +340,6 @@ def _from_dict(kind: type, values: dict):
             value = tuple(value)
         built[name] = value
     return kind(**built)
-
-
-def completed(model: dict) -> dict:
-    """A saved ModelConfig as a dict. Models that were saved before it knew pixel statistics had ImageNet's."""
-    return {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD} | model
 
 
 # Published recipes: `zoo.json` has a line for each checkpoint, with the figures of its authors; its settings follow

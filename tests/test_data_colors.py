@@ -58,7 +58,7 @@ def test_made_up_colors_differ_for_color_blind_eyes_too() -> None:
     [
         ((("a", "b"), ((0, 0, 0),), frozenset()), "2 class names but 1 colours"),
         ((("a",), ((0, 0, 0),), frozenset({1})), r"Classes \[1\] are called things"),
-        (((), (), frozenset()), "1 to 254 classes, got 0"),
+        (((), (), frozenset()), "1 to 65535 classes, got 0"),
     ],
 )
 def test_classes_are_checked(arguments: tuple, message: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco
 from PIL import Image
-from test_instance_tiles import ShadeReader, picture
+from test_segment_tiles import ShadeReader, picture
 
 from m2f_lab import predict
 from m2f_lab.data import Classes

@@ -152,14 +152,14 @@ class TestCommandLine:
         assert "mIoU" in capsys.readouterr().out
 
     def test_interrupted_training_has_a_status_of_its_own(self, root, toy, tmp_path, monkeypatch):
-        def interrupted(recipe, data_root, out, callbacks, resume):
+        def interrupted(recipe, data_root, out, callbacks, resume, **init):
             class Stop:
                 on_start = on_evaluation = on_end = staticmethod(lambda subject: None)
 
                 def on_step(self, row: dict) -> None:
                     raise KeyboardInterrupt
 
-            return train(recipe, data_root, out, callbacks=[Stop()], resume=resume)
+            return train(recipe, data_root, out, callbacks=[Stop()], resume=resume, **init)
 
         monkeypatch.setattr(cli, "train", interrupted)
         assert cli.main(["train", "toy", "--data-root", str(root), "--out", str(tmp_path / "run")]) == 130

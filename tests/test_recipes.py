@@ -13,7 +13,7 @@ FUNCTIONS = {
     if not name.startswith("_") and f.__module__ == recipes.__name__ and name not in ("replace", "asdict")
 }
 ABLATION = FUNCTIONS.pop("ablation")  # takes a name
-for name in ("names", "named", "published"):  # of the zoo: see test_zoo.py
+for name in ("names", "named", "published", "authors"):  # of the zoo: see test_zoo.py
     del FUNCTIONS[name]
 
 

@@ -184,6 +184,21 @@ class TestNames:
                 short = getattr(recipes, f"{dataset}_{backbone}")()
                 assert short == recipes.published(dataset, "semantic", backbone)
 
+    def test_settings_without_a_published_checkpoint(self):
+        """The data set's settings for the task with another backbone, and no figure."""
+        recipe = recipes.ade20k_swin_tiny("panoptic")
+        assert (recipe.name, recipe.task, recipe.published) == ("ade20k_panoptic_swin_tiny", "panoptic", {})
+        assert "no figure to reach" in recipe.notes
+        like = recipes.published("ade20k", "panoptic", "swin_large")
+        assert recipe.optimization == like.optimization
+        assert recipe.evaluation == like.evaluation
+        assert (recipe.model.num_queries, like.model.num_queries) == (100, 200)
+        assert recipes.authors("ade20k", "panoptic", "swin_large") == like
+        with pytest.raises(ValueError, match="no settings for 'semantic' on 'coco'; there are for panoptic, instance"):
+            recipes.authors("coco", "semantic", "swin_tiny")
+        with pytest.raises(ValueError, match=r"backbone must be one of resnet50, .*, got 'vgg'"):
+            recipes.authors("ade20k", "semantic", "vgg")
+
     def test_unknown_one_is_refused_with_close_ones(self):
         with pytest.raises(ValueError, match=r"no published recipe 'coco_semantic_swin_large'; did you mean .*coco_"):
             recipes.published("coco", "semantic", "swin_large")

@@ -19,7 +19,10 @@ QUERIES, LAYERS = 8, 4
 def sure_model() -> Mask2Former:
     """Surer than a fresh one, with some masks that are empty; in training mode."""
     torch.manual_seed(2)
-    config = replace(recipes.debug_tiny(num_classes=4).model, num_queries=QUERIES, num_decoder_layers=LAYERS)
+    config = replace(
+        recipes.debug_tiny(num_classes=4).model, num_queries=QUERIES, num_decoder_layers=LAYERS,
+        pixel_mean=recipes.IMAGENET_MEAN, pixel_std=recipes.IMAGENET_STD,
+    )  # fmt: skip
     model = build_model(config)
     model.classes = CLASSES
     with torch.no_grad():

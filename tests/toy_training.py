@@ -46,7 +46,15 @@ def toy_recipe(backbone: str = "test_resnet", **optimization) -> Recipe:
     settings = dict(max_iterations=6, batch_size=2, log_every=1, evaluate_every=3, checkpoint_every=2)
     return recipes.debug_tiny(num_classes=len(CLASSES), dataset="folder").vary(
         name="toy",
-        model=dict(backbone=backbone, num_queries=6, hidden_dim=32, mask_dim=32, num_decoder_layers=2),
+        model=dict(
+            backbone=backbone,
+            num_queries=6,
+            hidden_dim=32,
+            mask_dim=32,
+            num_decoder_layers=2,
+            pixel_mean=recipes.IMAGENET_MEAN,
+            pixel_std=recipes.IMAGENET_STD,
+        ),
         data=dict(crop_size=(64, 96), shortest_edges=(64, 80), longest_edge=200),
         loss=dict(num_points=64),
         optimization=settings | optimization,

@@ -68,7 +68,8 @@ class Mask2Former(nn.Module):
         Raises:
             ValueError: the images are not [B, 3, H, W].
         """
-        if images.ndim != 4 or images.shape[1] != (channels := len(self.pixel_mean)):
+        channels = len(self.pixel_mean)
+        if images.ndim != 4 or images.shape[1] != channels:
             kind = "RGB images" if channels == 3 else "images"
             raise ValueError(
                 f"Mask2Former takes {kind} [B, {channels}, H, W] in 0..255, got shape {tuple(images.shape)}."

@@ -66,7 +66,8 @@ def replace_linears(module: nn.Module) -> None:
 def can_use_onednn(x: Tensor, weight: Tensor) -> bool:
     """True for float32 on a CPU whose PyTorch has the operator, outside autocast and `torch.compile`."""
     fits = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and min(x.numel(), weight.numel()) > 0
-    return HAS_ONEDNN and fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return HAS_ONEDNN and fits and not torch.is_autocast_enabled("cpu") and not is_traced
 
 
 @contextmanager

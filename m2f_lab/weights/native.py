@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from m2f_lab.data import Classes
 from m2f_lab.networks import settled
-from m2f_lab.recipes import WITH_CHECKPOINT, ModelConfig, Recipe, completed
+from m2f_lab.recipes import WITH_CHECKPOINT, ModelConfig, Recipe
 from m2f_lab.references import reference_to
 from m2f_lab.weights.keymap import KeyMap, Rule
 
@@ -101,7 +101,7 @@ def config_from_json(content: dict) -> ModelConfig | None:
     values = content["model"]
     if values is None:
         return None
-    values = completed(values)
+    values = ModelConfig.completed(values)
     unknown = set(values) - {field.name for field in fields(ModelConfig)}
     if unknown:
         raise ValueError(f"ModelConfig has no field {sorted(unknown)}; was this folder written by another version?")
