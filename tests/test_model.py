@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from m2f_lab import recipes
 from m2f_lab.loss import Criterion
 from m2f_lab.model import ModelConfig, build_model
 from m2f_lab.model.transformer_decoder import attention_blocked
@@ -227,6 +229,17 @@ def test_model_and_losses_under_autocast(model, golden):
         model.zero_grad()
     assert totals[1].dtype == torch.float32
     torch.testing.assert_close(totals[1], totals[0], rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.05)])
+def test_weights_may_be_of_another_type(dtype, tolerance):
+    """Positions are computed in float32 and added in the weights' type; results are of float32's up to rounding."""
+    torch.manual_seed(0)
+    model = build_model(recipes.debug_tiny(num_classes=3).model).eval()
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    expected = model.predict(image, return_scores=True).scores
+    model.to(dtype)
+    np.testing.assert_allclose(model.predict(image, return_scores=True).scores, expected, rtol=0, atol=tolerance)
 
 
 def test_images_of_another_shape_are_refused(model):

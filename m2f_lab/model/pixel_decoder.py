@@ -85,7 +85,7 @@ class PixelDecoder(nn.Module):
         sizes = [(x.shape[2], x.shape[3]) for x in inputs]
         features = torch.cat([x.flatten(2).transpose(1, 2) for x in inputs], dim=1)  # (B, S, C)
         positions = torch.cat([
-            sine_positions(size, features.shape[2], features.device) + embedding
+            sine_positions(size, features.shape[2], features.device).to(embedding.dtype) + embedding
             for size, embedding in zip(sizes, self.level_embedding, strict=True)
         ])  # (S, C)  # fmt: skip
         reference_points = torch.cat([cell_centres(size, features.device) for size in sizes])  # (S, 2)

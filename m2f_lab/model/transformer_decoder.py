@@ -123,7 +123,8 @@ class TransformerDecoder(nn.Module):
         """
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
         features = [x.flatten(2).transpose(1, 2) + e for x, e in zip(levels, self.level_embedding, strict=True)]
-        keys = [x + sine_positions(size, x.shape[2], x.device) for x, size in zip(features, sizes, strict=True)]
+        places = [sine_positions(size, x.shape[2], x.device) for x, size in zip(features, sizes, strict=True)]
+        keys = [x + place.to(self.level_embedding.dtype) for x, place in zip(features, places, strict=True)]
         small = [resize(mask_features.detach(), size) for size in sizes]
         features, keys = ([for_products(x) for x in each] for each in (features, keys))
         return DecoderMemory(sizes, features, keys, mask_features, small, **wishes)
