@@ -50,6 +50,9 @@ class ModelConfig:
     pixel_mean: tuple[float, ...] | None = None  # by which images in 0..255 are normalised; None: the backbone tag's
     pixel_std: tuple[float, ...] | None = None
     batch_norm: str = "frozen"  # of a pretrained backbone; "measured": new statistics, old scales; "trained": both new
+    frozen_stages: int = (
+        0  # of a pretrained backbone: all that features up to this level need stays as it is; 1: stride 4
+    )
     hidden_dim: int = 256  # width of both decoders
     mask_dim: int = 256  # C of the mask features and mask embeddings
     num_queries: int = 100
@@ -86,6 +89,10 @@ class ModelConfig:
                 self.hidden_dim % divisor == 0,
                 f"ModelConfig.hidden_dim = {self.hidden_dim} must be divisible by {what} = {divisor}.",
             )
+        _require(
+            0 <= self.frozen_stages <= 4 and (self.frozen_stages == 0 or self.backbone_weights is not None),
+            f"ModelConfig.frozen_stages is 0 to 4, and 0 for a backbone from random weights, got {self.frozen_stages}.",
+        )
         known = BATCH_NORMS
         _require(self.batch_norm in known, f"ModelConfig.batch_norm must be one of {known}, got {self.batch_norm!r}.")
         rate = self.drop_path_rate

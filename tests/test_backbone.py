@@ -181,3 +181,35 @@ def test_pretrained_batch_norms_stay_frozen(tmp_path):
         backbone(torch.randn(2, 3, 64, 64))
         assert norm.weight.requires_grad is moves
         assert torch.equal(norm.running_mean, before) is not moves
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "measured", "trained"])
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_frozen_stages_stay_as_they_are(name, batch_norm, tmp_path):
+    """Whatever the features at strides 4 and 8 need, statistics included; the others learn as they would."""
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
+    common = dict(backbone_weights=str(tmp_path / "weights.pth"), batch_norm=batch_norm)
+    whole, frozen = build(name, **common), build(name, **common, frozen_stages=2)
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    images = torch.randn(2, 3, 64, 96)
+    optimizer = torch.optim.SGD([p for p in frozen.parameters() if p.requires_grad], lr=0.1)
+    expected = [f.detach() for f in frozen.eval()(images)]
+    sum(f.square().mean() for f in frozen.train()(images)).backward()
+    optimizer.step()
+    changed = {key for key, value in frozen.state_dict().items() if not torch.equal(value, before[key])}
+    features = frozen.eval()(images)
+    assert all(torch.equal(features[i], expected[i]) for i in (0, 1))
+    assert not torch.equal(features[2], expected[2])
+    learned = {key for key, p in frozen.named_parameters() if p.requires_grad}
+    assert learned < {key for key, p in whole.named_parameters() if p.requires_grad}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert set() < {key for key in changed if not key.endswith(statistics)} <= learned
+    measured = {key for key in changed if key.endswith("running_mean")}
+    assert bool(measured) == (batch_norm != "frozen")
+
+
+def test_only_pretrained_stages_can_be_frozen():
+    with pytest.raises(ValueError, match="frozen_stages is 0 to 4, and 0 for a backbone from random weights, got 1"):
+        build("resnet18", frozen_stages=1)
+    with pytest.raises(ValueError, match="got 5"):
+        build("resnet18", backbone_weights=True, frozen_stages=5)

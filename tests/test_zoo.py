@@ -65,7 +65,7 @@ def model_of(row: dict) -> dict:
         num_decoder_layers=row["decoder_layers"], batch_norm=norms[row["norm"]] if "norm" in row else "frozen",
         drop_path_rate=0.3 if "window" in row else 0.0, hidden_dim=256, mask_dim=256, num_heads=8,
         num_encoder_layers=6, num_sampling_points=4, encoder_feedforward_dim=1024, decoder_feedforward_dim=2048,
-        backbone_options={}, pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD,
+        backbone_options={}, frozen_stages=0, pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD,
     )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ class Backbone(nn.Module):
     """Images in, four feature maps out.
 
     Args:
-        config: reads `backbone`, `backbone_options`, `backbone_weights`, `batch_norm` and `drop_path_rate`.
+        config: reads `backbone`, `backbone_options`, `backbone_weights`, `batch_norm`, `frozen_stages` and
+            `drop_path_rate`.
 
     Attributes:
         channels: of the features at strides 4, 8, 16, 32.
@@ -52,10 +53,13 @@ class Backbone(nn.Module):
             replace_blocks(self.network)
         # Pretrained batch norms can stay as they are, as in detectron2: small batches measure badly.
         self.batch_norm = config.batch_norm if config.backbone_weights else "trained"
+        self.frozen_norms: set[nn.Module] = set()
         for norm in self._batch_norms():
             norm.requires_grad_(self.batch_norm == "trained")
         channels = config.backbone_options.get("in_chans", 3)
         self._check_pyramid(config.backbone, tuple(level["reduction"] for level in levels), channels)
+        if config.frozen_stages:
+            self._freeze(config.frozen_stages, channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features at strides 4, 8, 16, 32.
@@ -93,9 +97,21 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        for norm in self._batch_norms() if self.batch_norm == "frozen" else ():
-            norm.eval()
+        for norm in self._batch_norms():
+            if self.batch_norm == "frozen" or norm in self.frozen_norms:
+                norm.eval()
         return self
+
+    def _freeze(self, stages: int, channels: int) -> None:
+        """Keep all parameters as they are that the features at the first strides depend on, whatever the network."""
+        learns = {parameter: parameter.requires_grad for parameter in self.parameters()}
+        features = self.requires_grad_(True).eval()(torch.rand(1, channels, 64, 96))[stages - 1]
+        gradients = torch.autograd.grad(features.sum(), list(learns), allow_unused=True)
+        needed = {parameter for parameter, gradient in zip(learns, gradients, strict=True) if gradient is not None}
+        for parameter, learned in learns.items():
+            parameter.requires_grad_(learned and parameter not in needed)
+        self.frozen_norms = {norm for norm in self._batch_norms() if norm.weight in needed}
+        self.train()
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
